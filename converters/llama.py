@@ -1,0 +1,157 @@
+"""The graph of a Llama model for ONNX Runtime, with KV buffers that are updated in place and an optional routing head.
+
+Inputs
+
+    input_ids               int64   [batch, tokens]
+    rows                    int64   [n]      flat positions in batch * tokens whose logits and routing are wanted
+    seqlens_k               int32   [batch]  tokens that a sequence holds after this call, minus 1
+    total_sequence_length   int32   scalar   the largest of these lengths
+    past_key.i, past_value.i   float32 [batch, kv_heads, max_length, head_dim]
+
+Outputs
+
+    logits                  float32 [n, vocab]
+    routing                 float32 [n, experts]   only with a routing head
+    present_key.i, present_value.i   as the past; bind the same memory to both
+
+A sequence's new tokens are written behind its first ``seqlens_k + 1 - tokens`` positions, so a smaller ``seqlens_k``
+than last time rewinds it. ``rows`` may be empty: then the tokens are only read. Several sequences share a call in two
+ways, no others: prompts from their beginning, padded on the right to one length (``seqlens_k`` is the real length - 1),
+or one token each behind pasts of any length. ONNX Runtime refuses a batch of several tokens each behind a past; those
+go one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.checkpoint import FINAL_NORM, Checkpoint
+from converters.graph import MICROSOFT, Graph
+from converters.weights import Matrix, Weights, linears
+
+
+def build_llama(
+    checkpoint: Checkpoint, weights: Weights, context: int, routing: NDArray[np.float32] | None = None
+) -> Graph:
+    """Return the graph of the checkpoint; ``context`` is the number of positions that it can rotate.
+
+    Matrices come from ``weights``, which decides on their precision, and norms from the checkpoint itself. ``routing``
+    float32 [experts, hidden] adds the routing output: the head reads the hidden state after the final norm.
+    """
+    return _Llama(checkpoint, weights, context).build(routing)
+
+
+class _Llama:
+    def __init__(self, checkpoint: Checkpoint, weights: Weights, context: int) -> None:
+        self.checkpoint, self.config, self.weights = checkpoint, checkpoint.config, weights
+        self.graph = Graph()
+        self.cos, self.sin = (
+            self.graph.weight(name, table)
+            for name, table in zip(("cos", "sin"), self.config.rotary(context), strict=True)
+        )
+
+    def build(self, routing: NDArray[np.float32] | None) -> Graph:
+        graph, config = self.graph, self.config
+        ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
+        rows = graph.input("rows", np.int64, ["n"])
+        graph.input("seqlens_k", np.int32, ["batch"])
+        graph.input("total_sequence_length", np.int32, [])
+        cache: list[int | str] = ["batch", config.kv_heads, "max_length", config.head_dim]
+        for layer in range(config.layers):
+            for kind in ("key", "value"):
+                graph.input(f"past_{kind}.{layer}", np.float32, cache)
+
+        table = self.weights(["model.embed_tokens"])
+        residual = graph.embed(ids, table, "embedding", "embedded")
+        branch = ""
+        for layer in range(config.layers):
+            residual, branch = self._layer(layer, residual, branch)
+
+        # Only the wanted rows go through the final norm and the head, which costs a fifth of a small model's step.
+        flat = graph.weight("flat", np.array([-1, config.hidden], dtype=np.int64))
+        hidden = graph.node("Add", [residual, branch], "hidden")
+        wanted = graph.node(
+            "Gather", [graph.node("Reshape", [hidden, flat], "hidden.flat"), rows], "hidden.rows", axis=0
+        )
+        final = self._norm(wanted, FINAL_NORM)
+        if config.tied:
+            graph.project(final, table, "embedding", "logits")
+        else:
+            graph.project(final, self.weights(["lm_head"]), "head", "logits")
+        graph.output("logits", np.float32, ["n", config.vocab])
+        if routing is not None:
+            graph.node("MatMul", [final, graph.weight("routing.weight", routing.T)], "routing")
+            graph.output("routing", np.float32, ["n", routing.shape[0]])
+        for layer in range(config.layers):
+            for kind in ("key", "value"):
+                graph.output(f"present_{kind}.{layer}", np.float32, cache)
+        return graph
+
+    def _layer(self, layer: int, residual: str, branch: str) -> tuple[str, str]:
+        """Add one layer to residual + branch and return its residual and the branch that is still to be added to it."""
+        prefix = f"model.layers.{layer}."
+        qkv, out, gate_up, down = map(self.weights, linears(layer))
+        normed, residual = self._add_norm(residual, branch, f"{prefix}input_layernorm.weight")
+        branch = self._attention(layer, normed, qkv, out)
+        normed, residual = self._add_norm(residual, branch, f"{prefix}post_attention_layernorm.weight")
+        return residual, self._mlp(layer, normed, gate_up, down)
+
+    def _attention(self, layer: int, value: str, qkv: Matrix, out: Matrix) -> str:
+        packed = self.graph.linear(value, qkv, f"attention.{layer}.qkv")
+        attended, _, _ = self.graph.nodes(
+            "GroupQueryAttention",
+            [
+                packed,
+                "",
+                "",
+                f"past_key.{layer}",
+                f"past_value.{layer}",
+                "seqlens_k",
+                "total_sequence_length",
+                self.cos,
+                self.sin,
+            ],
+            [f"attention.{layer}", f"present_key.{layer}", f"present_value.{layer}"],
+            MICROSOFT,
+            num_heads=self.config.heads,
+            kv_num_heads=self.config.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        return self.graph.linear(attended, out, f"attention.{layer}.out")
+
+    def _mlp(self, layer: int, value: str, gate_up: Matrix, down: Matrix) -> str:
+        size = self.config.intermediate
+        both = self.graph.linear(value, gate_up, f"mlp.{layer}.gate_up")
+        sizes = self.graph.weight("mlp.sizes", np.array([size, size], dtype=np.int64))
+        gate, up = self.graph.nodes("Split", [both, sizes], [f"mlp.{layer}.gate", f"mlp.{layer}.up"], axis=-1)
+        # x * sigmoid(alpha x) with alpha 1 is SiLU.
+        active = self.graph.node("QuickGelu", [gate], f"mlp.{layer}.silu", MICROSOFT, alpha=1.0)
+        product = self.graph.node("Mul", [active, up], f"mlp.{layer}.product")
+        return self.graph.linear(product, down, f"mlp.{layer}.down")
+
+    def _norm(self, value: str, name: str) -> str:
+        weight = self.graph.weight(name, self.checkpoint.tensor(name))
+        return self.graph.node(
+            "SimplifiedLayerNormalization",
+            [value, weight],
+            f"{name}.out",
+            axis=-1,
+            epsilon=self.config.rms_eps,
+            stash_type=1,
+        )
+
+    def _add_norm(self, residual: str, branch: str, name: str) -> tuple[str, str]:
+        """Return the RMS norm of residual + branch, and that sum."""
+        if not branch:
+            return self._norm(residual, name), residual
+        weight = self.graph.weight(name, self.checkpoint.tensor(name))
+        normed, _, _, total = self.graph.nodes(
+            "SkipSimplifiedLayerNormalization",
+            [residual, branch, weight],
+            [f"{name}.out", "", "", f"{name}.sum"],
+            MICROSOFT,
+            epsilon=self.config.rms_eps,
+        )
+        return normed, total

@@ -1,0 +1,127 @@
+"""Llama checkpoint (+ a trained delta and routing head) -> ONNX router."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.calibration import calibrated
+from converters.checkpoint import HEAD, Checkpoint, fingerprint, open_checkpoint
+from converters.llama import build_llama
+from converters.lora import merge
+from converters.output import refuse_existing, staging
+from converters.parity import Parity, check_tokens, compare
+from converters.reference import hidden_states
+from converters.session import run_text
+from converters.trained import FILE_NAME, Trained, read_trained
+from converters.weights import precision_named, rounded
+from frcli.bundle import ROUTER_FORMAT
+from frcli.errors import BundleError, UsageError
+
+# Mean KL in nats above which a result is taken for broken rather than for coarse.
+_LIMITS = {"fp32": 1e-4, "int8": 0.05, "int4": 1.0}
+
+
+def convert_router(
+    base: Path,
+    out: Path,
+    trained: Path | None = None,
+    experts: Sequence[str] = (),
+    precision: str = "int4",
+    context: int = 2048,
+    vocabulary: str = "",
+    force: bool = False,
+    check: bool = True,
+) -> Parity | None:
+    """Write the ONNX router ``out`` made of ``base`` and the trained part, and return how well it agrees with them.
+
+    ``base`` is a GGUF file or a safetensors folder of the Llama family. Without ``trained`` the result is the plain
+    model, without a routing output; if the trained part holds texts for calibration, int4 is quantized for them.
+    ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
+    router can be asked for, ``vocabulary`` names the tokenizer in the metadata. With ``check`` the source is evaluated
+    by :mod:`converters.reference` on the same tokens; without it the result is None.
+
+    Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
+    trained ones, ``UsageError`` for an unknown precision or an impossible context, ``OutputError`` if the result exists
+    or cannot be written.
+    """
+    chosen = precision_named(precision)
+    refuse_existing(out, force)
+    checkpoint = open_checkpoint(base)
+    if not 1 <= context <= checkpoint.config.context:
+        raise UsageError(
+            f"{base} cannot have a context of {context} tokens", f"choose one from 1 to {checkpoint.config.context}"
+        )
+    source = {"base": fingerprint(base)}
+    part: Trained | None = None
+    if trained is not None:
+        file = trained / FILE_NAME if trained.is_dir() else trained
+        part = read_trained(file)
+        source["trained"] = fingerprint(file)
+        _check_together(base, source["base"], checkpoint, file, part, experts)
+        checkpoint = merge(checkpoint, part.delta)
+    elif experts:
+        raise UsageError("experts were named, but there is no trained router that tells them apart", "give it too")
+
+    metadata = {
+        "frcli.format": ROUTER_FORMAT,
+        "frcli.experts": json.dumps(list(part.experts) if part else []),
+        "frcli.vocabulary": vocabulary,
+        "frcli.context": str(context),
+        "frcli.precision": precision,
+        "frcli.source": json.dumps(source),
+        "frcli.layers": str(checkpoint.config.layers),
+        "frcli.kv_heads": str(checkpoint.config.kv_heads),
+        "frcli.head_dim": str(checkpoint.config.head_dim),
+    }
+    routing = part.routing if part else None
+    with staging(out, force) as folder:
+        if part is not None and part.calibration is not None and chosen.calibrated:
+            weights = calibrated(checkpoint, chosen, part.calibration)
+        else:
+            weights = rounded(checkpoint, chosen)
+        build_llama(checkpoint, weights, context, routing).save(folder / out.name, metadata, "frcli")
+        if not check:
+            return None
+        result = _check(base, checkpoint, folder / out.name, context, routing)
+        return result.require(_LIMITS[precision], f"the router converted from {base}")
+
+
+def _check(
+    base: Path, checkpoint: Checkpoint, model: Path, context: int, routing: NDArray[np.float32] | None
+) -> Parity:
+    tokens = check_tokens(base, checkpoint.config.vocab)[:context]
+    hidden = hidden_states(checkpoint, tokens)
+    expected = hidden @ checkpoint.tensor(HEAD).T
+    outputs = run_text(model, tokens)
+    if routing is None:
+        return compare(expected, outputs["logits"])
+    return compare(expected, outputs["logits"], hidden @ routing.T, outputs["routing"])
+
+
+def _check_together(
+    base: Path, base_sha256: str, checkpoint: Checkpoint, file: Path, part: Trained, experts: Sequence[str]
+) -> None:
+    hint = "give the base that it was trained on"
+    if part.base_sha256 and part.base_sha256 != base_sha256:
+        raise BundleError(
+            f"{file} was trained on a base with sha256 {part.base_sha256[:12]}..., "
+            f"and {base} has {base_sha256[:12]}...",
+            hint,
+        )
+    width = part.routing.shape[1]
+    if width != checkpoint.config.hidden:
+        raise BundleError(f"the routing head in {file} reads {width} numbers, not {checkpoint.config.hidden}", hint)
+    if part.calibration is not None and part.calibration.max() >= checkpoint.config.vocab:
+        raise BundleError(
+            f"{file} is calibrated with the token {part.calibration.max()}, and {base} has {checkpoint.config.vocab}",
+            hint,
+        )
+    if experts and tuple(experts) != part.experts:
+        raise BundleError(
+            f"{file} routes to {', '.join(part.experts)}, not to {', '.join(experts)}", "name its experts in its order"
+        )

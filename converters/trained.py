@@ -1,0 +1,168 @@
+"""What training a router leaves: a LoRA delta, a routing head and the names of the experts, in one safetensors file.
+
+The file (``router.safetensors``) holds
+
+    delta.<module>.lora_A   [r, in]               float16 or float32
+    delta.<module>.lora_B   [out, r]              float16 or float32
+    routing.weight          [n_experts, hidden]   float32
+    calibration             [sequences, length]   int32, optional
+
+where ``<module>`` is a Hugging Face module path such as ``model.layers.3.self_attn.q_proj``, and in its header the
+strings ``experts`` (JSON list of names, in the order of the rows of ``routing.weight``), ``scale`` (the decimal that B
+A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``calibration`` holds
+token ids of texts of the kind that the router will read; quantization to few bits minds what they need most.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.lora import Lora
+from converters.output import staging
+from frcli.errors import DataError, ModelError
+
+FILE_NAME = "router.safetensors"
+_PREFIX, _A, _B, _ROUTING, _CALIBRATION = "delta.", ".lora_A", ".lora_B", "routing.weight", "calibration"
+# Tokens that calibration may have: its time and memory grow with them, and beyond some thousands nothing is gained.
+_MOST_TOKENS, _LONGEST = 1 << 15, 1 << 11
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The trained part of a router.
+
+    ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
+    hidden state after the final norm; row i belongs to ``experts[i]``. ``calibration`` int32 [sequences, length] holds
+    the ids of texts to quantize for, if there are any.
+    """
+
+    delta: Mapping[str, Lora]
+    routing: NDArray[np.float32]
+    experts: tuple[str, ...]
+    base_sha256: str
+    calibration: NDArray[np.int32] | None = None
+
+
+def save_trained(
+    path: Path,
+    delta: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+    routing: NDArray[Any],
+    experts: Sequence[str],
+    scale: float,
+    base_sha256: str,
+    force: bool = False,
+    calibration: NDArray[np.int32] | None = None,
+) -> None:
+    """Write the trained part of a router to the file ``path``.
+
+    ``delta`` maps a module path to (A [r, in], B [out, r]), float16 or float32; ``routing`` is [n_experts, hidden];
+    ``calibration`` is int32 [sequences, length] with at most 32768 ids in sequences of at most 2048. Raises
+    ``DataError`` if a part is not like that or does not fit the others, ``OutputError`` if the file exists or cannot
+    be written.
+    """
+    from safetensors.numpy import save
+
+    tensors: dict[str, NDArray[Any]] = {_ROUTING: np.ascontiguousarray(routing, dtype=np.float32)}
+    for module, (a, b) in delta.items():
+        tensors[_PREFIX + module + _A] = np.ascontiguousarray(a)
+        tensors[_PREFIX + module + _B] = np.ascontiguousarray(b)
+    if calibration is not None:
+        tensors[_CALIBRATION] = np.ascontiguousarray(calibration)
+    metadata = {"experts": json.dumps(list(experts)), "scale": repr(float(scale)), "base_sha256": base_sha256}
+    problem = _problem(tensors, list(experts), float(scale))
+    if problem:
+        raise DataError(f"a trained router cannot be saved: {problem}")
+    with staging(path, force) as folder:
+        (folder / path.name).write_bytes(save(tensors, metadata=metadata))
+
+
+def read_trained(path: Path) -> Trained:
+    """Return the trained part of a router from a file, or from the folder that holds ``router.safetensors``.
+
+    Raises ``ModelError`` if the file is missing, corrupt or not what the module's docstring says.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / FILE_NAME if path.is_dir() else path
+    hint = "train it again, or fetch it again if it was downloaded"
+    if not file.is_file():
+        raise ModelError(
+            f"no trained router at {file}", "give the folder or the router.safetensors that training wrote"
+        )
+    try:
+        with safe_open(file, framework="numpy") as stored:
+            metadata = stored.metadata() or {}
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ModelError(f"cannot read {file}: {error}", hint) from error
+    try:
+        experts = json.loads(metadata["experts"])
+        scale = float(metadata["scale"])
+        base_sha256 = metadata["base_sha256"]
+    except (KeyError, ValueError) as error:
+        raise ModelError(f"{file} has no usable header entry for {error}", "it is not a trained router") from error
+    problem = _problem(tensors, experts, scale)
+    if problem:
+        raise ModelError(f"{file} is not a usable trained router: {problem}", hint)
+    delta = {
+        name[len(_PREFIX) : -len(_A)]: Lora(tensor, tensors[name[: -len(_A)] + _B], scale)
+        for name, tensor in tensors.items()
+        if name.endswith(_A)
+    }
+    return Trained(delta, tensors[_ROUTING].astype(np.float32), tuple(experts), base_sha256, tensors.get(_CALIBRATION))
+
+
+def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) -> str:
+    """Return what is wrong with a file's contents, or nothing."""
+    if not isinstance(experts, list) or not experts or not all(isinstance(name, str) and name for name in experts):
+        return "the experts are not a list of names"
+    if len(set(experts)) != len(experts):
+        return f"an expert is named twice in {', '.join(experts)}"
+    if not math.isfinite(scale):
+        return f"the scale is {scale}"
+    routing = tensors.get(_ROUTING)
+    if routing is None or routing.ndim != 2 or routing.shape[0] != len(experts):
+        shape = "missing" if routing is None else f"of shape {list(routing.shape)}"
+        return f"routing.weight is {shape} for {len(experts)} experts"
+    for name, tensor in tensors.items():
+        if name == _CALIBRATION:
+            if problem := _calibration_problem(tensor):
+                return problem
+            continue
+        if tensor.dtype not in (np.float16, np.float32):
+            return f"{name} is {tensor.dtype}, not float16 or float32"
+        if not np.isfinite(tensor).all():
+            return f"{name} has values that are not finite"
+        if name == _ROUTING:
+            continue
+        if not name.startswith(_PREFIX) or not name.endswith((_A, _B)):
+            return f"the tensor {name} is not known"
+        stem, kind = name[: -len(_A)], name[-len(_A) :]
+        other = tensors.get(stem + (_B if kind == _A else _A))
+        if other is None:
+            return f"{name} has no partner"
+        a, b = (tensor, other) if kind == _A else (other, tensor)
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            return f"{stem} has A {list(a.shape)} and B {list(b.shape)}, which do not multiply"
+    return ""
+
+
+def _calibration_problem(ids: NDArray[Any]) -> str:
+    if ids.dtype != np.int32 or ids.ndim != 2:
+        return f"calibration is {ids.dtype} of shape {list(ids.shape)}, not int32 [sequences, length]"
+    if not ids.size or ids.size > _MOST_TOKENS or ids.shape[1] > _LONGEST:
+        return (
+            f"calibration has {ids.shape[0]} sequences of {ids.shape[1]} tokens, "
+            f"and may have up to {_MOST_TOKENS} tokens in sequences of up to {_LONGEST}"
+        )
+    if ids.min() < 0:
+        return f"calibration holds the token {ids.min()}"
+    return ""

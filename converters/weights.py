@@ -1,0 +1,83 @@
+"""Where a model under construction gets its matrices from, in the precision that it is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converters.quantize import Quantized, quantize
+from frcli.errors import UsageError
+
+# A matrix [rows, columns] as the model will hold it.
+Matrix = NDArray[np.float32] | Quantized
+# Returns the weights of the named modules, which read the same input, with their rows one below the other.
+Weights = Callable[[Sequence[str]], Matrix]
+
+TABLES = tuple(name.removesuffix(".weight") for name in (EMBEDDING, HEAD))
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How weights are stored: ``bits`` of the layers, ``table_bits`` of embedding and head; 32 means float32.
+
+    ``calibrated`` says that the layers lose enough for calibration to be worth its time.
+    """
+
+    name: str
+    bits: int
+    table_bits: int
+    symmetric: bool = False
+    table_symmetric: bool = True
+    calibrated: bool = False
+
+
+PRECISIONS = {
+    "fp32": Precision("fp32", 32, 32),
+    "int8": Precision("int8", 8, 8, symmetric=True),
+    "int4": Precision("int4", 4, 8, calibrated=True),
+}
+
+
+def precision_named(name: str) -> Precision:
+    """Return the precision of that name; raises ``UsageError`` for another."""
+    if name not in PRECISIONS:
+        raise UsageError(f"unknown precision {name!r}", f"choose one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def linears(layer: int) -> tuple[tuple[str, ...], ...]:
+    """Return the modules of a layer that read the same input: those of query, key and value; output; gate and up; down.
+
+    Each of the four is one matrix in the graph: a step waits for its threads four times in a layer instead of seven.
+    """
+    attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+    return (
+        (f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj"),
+        (f"{attention}o_proj",),
+        (f"{mlp}gate_proj", f"{mlp}up_proj"),
+        (f"{mlp}down_proj",),
+    )
+
+
+def stacked(checkpoint: Checkpoint, modules: Sequence[str]) -> NDArray[np.float32]:
+    """Return the checkpoint's weights of the modules one below the other, float32 [rows of all, columns]."""
+    parts = [checkpoint.tensor(f"{module}.weight") for module in modules]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def rounded(checkpoint: Checkpoint, precision: Precision) -> Weights:
+    """Return the checkpoint's weights, each rounded by itself to the nearest level of its block."""
+
+    def weights(modules: Sequence[str]) -> Matrix:
+        matrix = stacked(checkpoint, modules)
+        table = modules[0] in TABLES
+        bits = precision.table_bits if table else precision.bits
+        if bits == 32:
+            return matrix
+        return quantize(matrix, bits, precision.table_symmetric if table else precision.symmetric)
+
+    return weights

@@ -1,0 +1,49 @@
+"""Ask a bundle some questions and save the answers as a picture, each token in the colour of the expert that wrote it.
+
+    python examples/coloured_chat.py docs/chat.svg "How many legs do 7 spiders have?" "Write a Python function that ..."
+
+It is also the shortest use of frcli from Python: open a bundle, write an answer, look at its spans.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from frcli.bundle import DEFAULT_BUNDLE, read_bundle
+from frcli.cli.ui import expert_style, status
+from frcli.decode.engine import Engine
+from frcli.decode.sampler import Sampling
+
+MAX_TOKENS = 160
+
+
+def main(out: Path, questions: list[str]) -> None:
+    """Write the picture of the conversation to ``out``."""
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
+    bundle = read_bundle(DEFAULT_BUNDLE)
+    legend = Text("written by  ", style="dim")
+    for name in bundle.experts:
+        legend.append(f"■ {name}  ", style=expert_style(name, bundle.experts))
+    console.print(legend)
+    with Engine(bundle) as engine:
+        for question in questions:
+            console.print(Text(f"\n>>> {question}", style="bold"))
+            prompt = engine.encode_messages([{"role": "user", "content": question}])
+            answer = engine.write(prompt, Sampling(temperature=0), max_tokens=MAX_TOKENS).run()
+            text = Text()
+            for span in answer.spans:
+                text.append(span.text, style=expert_style(span.tag, bundle.experts))
+            console.print(text)
+            console.print(Text(status(answer, MAX_TOKENS), style="dim"))
+    console.save_svg(str(out), title=f"frcli chat {bundle.name} --show-experts")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: {sys.argv[0]} OUT.svg QUESTION...")
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,328 @@
+"""Bundles: which files belong together, and how they are used.
+
+A bundle is a folder with a ``bundle.toml``. Paths in it are relative to the folder and stay inside it. A file that is
+not kept in the folder names a ``source`` (see :mod:`frcli.fetch`) and lies in the user's cache under its sha256 once it
+was pulled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from frcli.errors import BundleError
+
+MANIFEST = "bundle.toml"
+DEFAULT_BUNDLE = "smollm2-quartet"
+ROUTER_FORMAT = "1"  # of a router's ONNX file: what goes in, what comes out, what its metadata says
+_ROUTER_BUILD = 1  # raise it when the converter writes other numbers: routers in the cache are then built anew
+
+
+def _inside(text: str) -> str:
+    path = PurePosixPath(text)
+    if not text or path.is_absolute() or ".." in path.parts or "\\" in text or ":" in text:
+        raise ValueError(f"{text!r} is not a path inside the bundle")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise ValueError(f"{text!r} is not a sha256 of 64 lower-case hex digits")
+    return text
+
+
+def valid_name(text: str) -> str:
+    """``text``, if it can name an expert or a bundle; ``ValueError`` otherwise."""
+    if not text or not all(c.isalnum() or c in "-_." for c in text) or text == "router":
+        raise ValueError(f"{text!r} is not a name of letters, digits, '-', '_' and '.' (and not 'router')")
+    return text
+
+
+InsidePath = Annotated[str, AfterValidator(_inside)]
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+ExpertName = Annotated[str, AfterValidator(valid_name)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BaseTable(_Table):
+    """``[base]``: the GGUF file that LoRA experts share, whose vocabulary is the bundle's."""
+
+    file: InsidePath
+    source: str | None = None
+    sha256: Sha256 | None = None
+
+
+class ExpertTable(_Table):
+    """``[experts.NAME]``: the base itself, the base with an ``adapter``, or a model ``file`` of its own."""
+
+    about: str = ""
+    adapter: InsidePath | None = None
+    file: InsidePath | None = None
+    source: str | None = None
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ExpertTable:
+        if self.adapter and self.file:
+            raise ValueError("an expert has an adapter or a file, not both")
+        if self.sha256 and not (self.adapter or self.file):
+            raise ValueError("sha256 is given without a file")
+        return self
+
+
+class RouterTable(_Table):
+    """``[router]``: an ONNX ``file``, or what training left (``trained``), from which and the base the file is built on
+    set-up.
+    """
+
+    file: InsidePath | None = None
+    trained: InsidePath | None = None
+    source: str | None = None
+    sha256: Sha256 | None = None
+    precision: str = Field(default="int4", pattern="^(fp32|int4)$")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RouterTable:
+        if bool(self.file) == bool(self.trained):
+            raise ValueError("a router has either a file or a trained part")
+        return self
+
+
+class DefaultsTable(_Table):
+    """``[defaults]``: what is used when neither a flag, the environment nor the user's configuration says otherwise."""
+
+    policy: str = "fusionroute"
+    gamma: float = Field(default=1.0, ge=0, le=16)
+    context: int = Field(default=2048, ge=16, le=1 << 22)
+    system: str | None = None
+
+
+class Manifest(_Table):
+    """The whole of ``bundle.toml``."""
+
+    format: int = Field(ge=1, le=1)
+    name: ExpertName
+    description: str = ""
+    license: str = ""
+    vocabulary: Sha256 | None = None
+    base: BaseTable
+    experts: dict[ExpertName, ExpertTable] = Field(min_length=1)
+    router: RouterTable | None = None
+    defaults: DefaultsTable = DefaultsTable()
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """One file of a bundle: what it is for, where it is or will be, where it can be had, and what it must hash to."""
+
+    role: str
+    path: Path
+    source: str | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A manifest that was read and the folder that it came from; its files may not be there yet."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return self.manifest.name
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts' names, in the order of the router's weights."""
+        return tuple(self.manifest.experts)
+
+    def base(self) -> Artifact:
+        """The base model."""
+        table = self.manifest.base
+        return self._artifact("base", table.file, table.source, table.sha256)
+
+    def expert(self, name: str) -> Artifact | None:
+        """The file of an expert: its adapter or its own model, or None for the base itself."""
+        table = self.manifest.experts[name]
+        file = table.adapter or table.file
+        return self._artifact(f"expert {name}", file, table.source, table.sha256) if file else None
+
+    def router(self) -> Artifact | None:
+        """The router's file as the manifest names it: ONNX, or the trained part that it is built from."""
+        table = self.manifest.router
+        if table is None:
+            return None
+        return self._artifact("router", table.file or table.trained or "", table.source, table.sha256)
+
+    def router_model(self) -> Path | None:
+        """Where the router's ONNX file is, or will be when it is built: in the cache, named by all that it is made
+        from.
+        """
+        table, artifact = self.manifest.router, self.router()
+        if table is None or artifact is None:
+            return None
+        if table.file:
+            return artifact.path
+        made_from = [part.sha256 or file_sha256(part.path) for part in (self.base(), artifact)]
+        recipe = json.dumps([ROUTER_FORMAT, _ROUTER_BUILD, made_from, table.precision, self.experts])
+        return cache_folder() / "routers" / f"{self.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.onnx"
+
+    def built_router(self) -> Artifact | None:
+        """The router's ONNX file in the cache and the sha256 that was noted when it was built."""
+        table, path = self.manifest.router, self.router_model()
+        if table is None or path is None or table.file:
+            return None
+        try:
+            noted = sha256_note(path).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            noted = ""
+        return Artifact("built router", path, None, noted or None)
+
+    def artifacts(self) -> Iterator[Artifact]:
+        """All files that the manifest names: base, experts, router."""
+        yield self.base()
+        for name in self.experts:
+            if (artifact := self.expert(name)) is not None:
+                yield artifact
+        if (artifact := self.router()) is not None:
+            yield artifact
+
+    def _artifact(self, role: str, file: str, source: str | None, sha256: str | None) -> Artifact:
+        path = self.folder / file
+        if source and not source.startswith(("pypi:", "hf:")):
+            source = str(self.folder / Path(source).expanduser())
+        if source and not path.exists():
+            path = (
+                cache_folder()
+                / "files"
+                / (sha256 or hashlib.sha256(source.encode()).hexdigest())[:16]
+                / Path(file).name
+            )
+        return Artifact(role, path, source, sha256)
+
+
+def cache_folder() -> Path:
+    """Where pulled and built files lie: ``$FRCLI_CACHE`` or the platform's cache folder for frcli."""
+    if override := os.environ.get("FRCLI_CACHE"):
+        return Path(override)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("frcli", appauthor=False)
+
+
+def bundle_folders() -> list[Path]:
+    """The folders in which a bundle's name is looked for: ``$FRCLI_MODELS``, the user's data folder, and what ships
+    with frcli.
+    """
+    from platformdirs import user_data_path
+
+    package = Path(__file__).parent
+    own = [Path(os.environ["FRCLI_MODELS"])] if os.environ.get("FRCLI_MODELS") else []
+    return [*own, user_data_path("frcli", appauthor=False) / "models", package.parent / "models", package / "models"]
+
+
+def list_bundles() -> list[Path]:
+    """Folders of all bundles that a name can reach, sorted by name; the first of several with one name wins."""
+    found: dict[str, Path] = {}
+    for folder in bundle_folders():
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+            found.setdefault(manifest.parent.name, manifest.parent)
+    return [found[name] for name in sorted(found)]
+
+
+def read_bundle(name_or_path: str) -> Bundle:
+    """The bundle with that name, or in that folder; only its manifest is read.
+
+    Raises ``BundleError`` naming the file and the key when it is missing or wrong.
+    """
+    folder = _find(name_or_path)
+    path = folder / MANIFEST
+    try:
+        manifest = Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BundleError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the manifest"
+        problem = "is not a known key" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
+        raise BundleError(f"{path}: {key} {problem}", "compare it with docs/bundles.md") from None
+    return Bundle(folder, manifest)
+
+
+def _find(name_or_path: str) -> Path:
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.name == MANIFEST and path.is_file():
+            return path.parent
+        if (path / MANIFEST).is_file():
+            return path
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long for a file name, or the home of nobody
+        path, is_folder = Path(), False
+    if is_folder and path != Path():
+        raise BundleError(f"{path} holds no {MANIFEST}", "give the folder of a bundle")
+    if path.name == name_or_path:
+        for folder in bundle_folders():
+            if (folder / name_or_path / MANIFEST).is_file():
+                return folder / name_or_path
+    known = ", ".join(folder.name for folder in list_bundles()) or "none"
+    shown = name_or_path if len(name_or_path) <= 60 else f"{name_or_path[:57]}..."
+    raise BundleError(f"there is no bundle {shown!r}", f"the bundles here are: {known}; a question goes behind -p")
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of the file's contents, computed once for as long as its size and its time of change stay as they are.
+
+    Raises ``BundleError`` when it cannot be read.
+    """
+    try:
+        status = path.stat()
+        stamp = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+        known = cache_folder() / "sha256" / hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
+        if known.is_file():
+            return known.read_text()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(
+            f"cannot read {path}: {error.strerror}", "pull the bundle again with frcli models pull"
+        ) from None
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs a hash at the next start, nothing else
+        known.parent.mkdir(parents=True, exist_ok=True)
+        beside = known.with_name(f"{known.name}.{os.getpid()}.part")
+        beside.write_text(digest)
+        beside.replace(known)
+    return digest
+
+
+def sha256_note(path: Path) -> Path:
+    """Where the sha256 of a built file is noted."""
+    return path.with_name(path.name + ".sha256")
+
+
+def check_artifact(artifact: Artifact) -> None:
+    """Raise ``BundleError`` unless the file is there and hashes to what the manifest says."""
+    path = artifact.path
+    if not path.is_file():
+        raise BundleError(f"the {artifact.role} file {path} is missing", "fetch it with frcli models pull")
+    if artifact.sha256 is not None and (actual := file_sha256(path)) != artifact.sha256:
+        raise BundleError(
+            f"the {artifact.role} file {path} has sha256 {actual[:12]}..., not {artifact.sha256[:12]}...",
+            "delete it and run frcli models pull",
+        )

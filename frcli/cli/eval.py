@@ -1,0 +1,135 @@
+"""``frcli eval``: how good experts, router and fused system are on answers that are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frcli.bundle import DEFAULT_BUNDLE
+
+if TYPE_CHECKING:
+    from frcli.evaluation.nll import Sums
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle on answers that are known.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep ``nll`` a command of its own: typer would fold a single command into the group."""
+
+
+@app.command("nll")
+def nll(
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data",
+            metavar="NAME=PATH[@START:STOP]",
+            help="NAME=PATH of JSON lines, or NAME=PATH@START:STOP; repeatable. Columns with one name are joined.",
+        ),
+    ],
+    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
+    gammas: Annotated[
+        str, typer.Option(help="Gammas of the fused system, separated by commas; empty: the bundle's own.")
+    ] = "",
+    max_length: Annotated[
+        int, typer.Option(min=16, help="Tokens of prompt and answer; longer answers are cut.")
+    ] = 1024,
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers to this JSON file, too.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+) -> None:
+    """Mean NLL per answer token (nats) of each expert, the router, and the fused system: a Markdown table on stdout.
+
+    The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
+    """
+    from frcli.bundle import read_bundle
+    from frcli.cli.ui import progress, write
+    from frcli.decode.engine import Engine, Options
+    from frcli.errors import BundleError, OutputError, UsageError
+    from frcli.evaluation.nll import Sums, score_all
+    from frcli.examples import encode_examples, read_examples
+
+    columns: dict[str, list[str]] = {}
+    for text in data:
+        name, separator, spec = text.partition("=")
+        if not (name and separator and spec):
+            raise UsageError(f"--data {text} has no name", "write NAME=PATH")
+        columns.setdefault(name, []).append(spec)
+    opened = read_bundle(bundle)
+    grid = _numbers(gammas) if gammas else [opened.manifest.defaults.gamma]
+    if out is not None and out.exists() and not force:
+        raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
+    examples = {spec: read_examples(spec) for specs in columns.values() for spec in specs}
+    policy = "fusionroute" if opened.manifest.router else f"expert:{opened.experts[0]}"
+    options = Options(policy=policy, context=max_length, threads=threads, max_rows=64)
+    results: dict[str, Sums] = {}
+    document: dict[str, Any] = {"bundle": opened.name, "columns": {}}
+    with Engine(opened, options) as engine:
+        if engine.template is None:
+            raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
+        experts = {name: engine.expert(name) for name in opened.experts}
+        for column, specs in columns.items():
+            for spec in specs:
+                encoded = encode_examples(examples[spec], engine.base, engine.template, max_length)
+                with progress(f"{column}: {Path(spec).name}", len(encoded)) as report:
+                    sums = score_all(encoded, experts, engine.router, grid, engine.width, report)
+                results.setdefault(column, Sums()).add(sums)
+                document["columns"][column] = _plain(results[column])
+                if out is not None:
+                    _save(document, out)  # after each file: an evaluation takes long and may be cut off
+    write(table(document) + "\n")
+
+
+def _save(document: dict[str, Any], out: Path) -> None:
+    from frcli.errors import OutputError
+
+    beside = out.with_name(out.name + ".part")
+    try:
+        beside.write_text(json.dumps(document, indent=1) + "\n")
+        beside.replace(out)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", "choose another place") from None
+
+
+def _numbers(text: str) -> list[float]:
+    from frcli.errors import UsageError
+
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--gammas {text} is not a list of numbers", "for example 0,0.25,0.5,1") from None
+    if not all(0 <= number <= 16 for number in numbers):
+        raise UsageError(f"--gammas {text} has a gamma outside 0 to 16")
+    return list(dict.fromkeys(numbers))
+
+
+def _plain(sums: Sums) -> dict[str, Any]:
+    return {
+        "examples": sums.examples,
+        "tokens": sums.tokens,
+        "nll": {name: round(value / sums.tokens, 5) for name, value in sums.nll.items()},
+        "chosen": sums.chosen,
+    }
+
+
+def table(document: dict[str, Any]) -> str:
+    """The numbers as a Markdown table: systems x columns, and the mean over the columns; the best of each column in
+    bold.
+    """
+    columns: dict[str, Any] = document["columns"]
+    systems = list(next(iter(columns.values()))["nll"])
+    values = {system: [column["nll"][system] for column in columns.values()] for system in systems}
+    for numbers in values.values():
+        numbers.append(sum(numbers) / len(numbers))
+    best = [min(column) for column in zip(*values.values(), strict=True)]
+    lines = [f"| NLL per answer token | {' | '.join(columns)} | mean |", "|---|" + "---|" * (len(columns) + 1)]
+    for system, numbers in values.items():
+        cells = [f"**{n:.3f}**" if n == b else f"{n:.3f}" for n, b in zip(numbers, best, strict=True)]
+        lines.append(f"| {system} | {' | '.join(cells)} |")
+    counts = [f"{column['examples']} rows, {column['tokens']} tokens" for column in columns.values()]
+    lines.append(f"| *answers* | {' | '.join(counts)} | |")
+    return "\n".join(lines)

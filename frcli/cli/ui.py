@@ -1,0 +1,388 @@
+"""How frcli shows things. Answers and tables go to stdout, everything else to stderr.
+
+Colours appear only on a terminal, and never when ``NO_COLOR`` is set; whatever colour says is said in another way then.
+rich is imported where something is drawn with it, so that ``frcli --help`` does not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+from frcli.errors import FrcliError, OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from frcli.decode.answer import Answer
+    from frcli.tokens import Span
+    from frcli.training.loop import Progress as TrainingStep
+
+COLOURS = (
+    "cyan",
+    "yellow",
+    "green",
+    "magenta",
+    "blue",
+    "red",
+    "bright_cyan",
+    "bright_yellow",
+    "bright_green",
+    "bright_magenta",
+)
+# A model can write any byte; a terminal must not obey it.
+_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+@dataclass(slots=True)
+class Manner:
+    """What the user asked for on the command line: tracebacks, logging, silence."""
+
+    debug: bool = False
+    verbose: bool = False
+    quiet: bool = False
+
+
+manner = Manner()
+
+
+def is_terminal(stream: IO[str]) -> bool:
+    """Whether the stream is a terminal."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def coloured(stream: IO[str]) -> bool:
+    """Whether colours may be written to the stream."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(text: str, style: str, stream: IO[str]) -> str:
+    """The text in a rich style as ANSI codes where the stream takes colours, else as it is."""
+    if not text or not style or not coloured(stream):
+        return text
+    from rich.color import ColorSystem
+    from rich.style import Style
+
+    return Style.parse(style).render(text, color_system=ColorSystem.STANDARD)
+
+
+def write(text: str) -> None:
+    """Write to stdout at once; raises ``OutputError`` when it cannot be written."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"cannot write to standard output: {(error.strerror or str(error)).lower()}") from None
+
+
+def write_json(value: Any, *, indent: int | None = None) -> None:
+    """Write a value to stdout as JSON."""
+    write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def say(text: str, style: str = "dim") -> None:
+    """Write a line to stderr, unless the user asked for silence."""
+    if not manner.quiet:
+        print(paint(text, style, sys.stderr), file=sys.stderr, flush=True)
+
+
+def complain(error: FrcliError | str) -> None:
+    """Write an error as one line to stderr."""
+    print(f"{paint('frcli:', 'bold red', sys.stderr)} {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout; on a terminal the last column is wrapped."""
+    if not is_terminal(sys.stdout):
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = (
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
+        )
+        write("".join(f"{line.rstrip()}\n" for line in lines))
+        return
+    from rich.table import Table
+
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(header):
+        grid.add_column(name, no_wrap=index + 1 < len(header))
+    for row in rows:
+        grid.add_row(*row)
+    _console(sys.stdout).print(grid)
+
+
+def size(count: int) -> str:
+    """A number of bytes for people: ``93.8 MiB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, color_system="standard" if coloured(stream) else None, highlight=False, markup=False)
+
+
+def working(text: str) -> AbstractContextManager[Any]:
+    """Show on a terminal that something takes its time."""
+    if manner.quiet or manner.verbose or not is_terminal(sys.stderr):
+        return nullcontext()
+    return _console(sys.stderr).status(text, spinner="dots")
+
+
+@contextmanager
+def silent_keyboard() -> Iterator[None]:
+    """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        yield
+        return
+    if not is_terminal(sys.stdin):
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    silent = [*before]
+    silent[3] = before[3] & ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
+
+
+class AnswerWriter:
+    """Writes an answer to stdout; with ``show_experts`` one can see which expert wrote what.
+
+    With colour each expert has its own; without, ``[name]`` stands where another one takes over. On a terminal lines
+    are broken between words, and control characters are made visible; anywhere else the text is written as it is.
+    """
+
+    def __init__(self, experts: Sequence[str], *, show_experts: bool) -> None:
+        self.experts, self._show = tuple(experts), show_experts
+        self._terminal, self._coloured = is_terminal(sys.stdout), coloured(sys.stdout)
+        self._last = ""
+        self._open = False  # whether the line that was written last still waits for its end
+        if self._terminal:
+            from frcli.chat.wrap import WordWrap
+
+            self._wrap = WordWrap(shutil.get_terminal_size().columns)
+
+    def span(self, span: Span) -> None:
+        """Write a piece of the answer."""
+        if not span.text:
+            return
+        text, style = span.text, ""
+        if self._show and self._coloured:
+            style = expert_style(span.tag, self.experts)
+        elif self._show and span.tag != self._last:
+            text = f"[{span.tag}]{text}"
+        self._last = span.tag
+        self._put(self._wrap.push(text.translate(_VISIBLE), style) if self._terminal else [(text, style)])
+        self._open = not text.endswith("\n")
+
+    def close(self) -> None:
+        """Write what is left and end the last line."""
+        if self._terminal:
+            self._put(self._wrap.finish())
+        if self._open:
+            write("\n")
+        self._open = False
+
+    def _put(self, pieces: Sequence[tuple[str, str]]) -> None:
+        if text := "".join(paint(text, style, sys.stdout) for text, style in pieces):
+            write(text)
+
+
+def expert_style(name: str, experts: Sequence[str]) -> str:
+    """The colour of an expert; none for what several wrote together."""
+    return COLOURS[experts.index(name) % len(COLOURS)] if name in experts else ""
+
+
+def legend(experts: Sequence[str]) -> None:
+    """Say on stderr which colour, or which mark, is which expert's."""
+    if not manner.quiet:
+        if coloured(sys.stdout):
+            names = "  ".join(paint(f"■ {name}", expert_style(name, experts), sys.stderr) for name in experts)
+        else:
+            names = "  ".join(f"[{name}]" for name in experts)
+        print(f"{paint('written by', 'dim', sys.stderr)}  {names}", file=sys.stderr, flush=True)
+
+
+def finish_phrase(answer: Answer, max_tokens: int) -> str:
+    """Why the answer ended, for people; empty when it simply was complete."""
+    return {
+        "stop": "ended by a stop text",
+        "length": f"cut off at --max-tokens {max_tokens}",
+        "context": "cut off: the context is full",
+        "cancelled": "stopped",
+    }.get(answer.finish_reason, "")
+
+
+def status(answer: Answer, max_tokens: int) -> str:
+    """One line about an answer: tokens, speed, time to the first token, who wrote it, and why it ended."""
+    total = sum(answer.experts.values())
+    shares = sorted(answer.experts.items(), key=lambda item: -item[1])
+    parts = [
+        f"{answer.completion_tokens} tokens",
+        f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else "",
+        f"first after {answer.first_token:.2f} s" if answer.first_token else "",
+        ", ".join(f"{name} {count / total:.0%}" for name, count in shares),
+        finish_phrase(answer, max_tokens),
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+class ChatView:
+    """A chat on a terminal: answers on stdout, what is about them on stderr; ``max_tokens`` tells the limit."""
+
+    def __init__(self, experts: Sequence[str], max_tokens: Callable[[], int]) -> None:
+        self._experts, self._max_tokens = tuple(experts), max_tokens
+        self._legend_shown = False
+        self._waiting, self._keyboard = ExitStack(), ExitStack()
+        self._writer = AnswerWriter(experts, show_experts=False)
+
+    def begin(self, *, show_experts: bool) -> None:
+        """Show that an answer is being thought of."""
+        if show_experts and not self._legend_shown:
+            legend(self._experts)
+        self._legend_shown = show_experts
+        self._writer = AnswerWriter(self._experts, show_experts=show_experts)
+        self._keyboard.enter_context(silent_keyboard())
+        self._waiting.enter_context(working(""))
+
+    def span(self, span: Span) -> None:
+        """Write a piece of the answer."""
+        self._waiting.close()
+        self._writer.span(span)
+
+    def end(self, answer: Answer | None) -> None:
+        """End the answer's line and say what there is to say about it."""
+        self._waiting.close()
+        self._keyboard.close()
+        self._writer.close()
+        if answer is not None:
+            say(status(answer, self._max_tokens()))
+            say("")
+
+    def say(self, text: str) -> None:
+        """Write lines that the user asked for; also when there should be silence otherwise."""
+        print(text, file=sys.stderr, flush=True)
+
+    def complain(self, error: FrcliError) -> None:
+        """Write an error."""
+        complain(error)
+
+
+class Meter:
+    """Progress on stderr: a bar on a terminal, else a line every ``every`` seconds; nothing under ``--quiet``."""
+
+    def __init__(self, every: float = 5.0) -> None:
+        self._every, self._last = every, time.monotonic()
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._began: dict[str, float] = {}
+
+    def __enter__(self) -> Meter:
+        if not manner.quiet and is_terminal(sys.stderr):
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=_console(sys.stderr),
+                transient=True,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, label: str, done: int, total: int | None, note: str = "") -> None:
+        """``done`` of ``total`` (None: unknown) is done of what is called ``label``."""
+        if self._bars is not None:
+            if label not in self._tasks:
+                self._tasks[label] = self._bars.add_task(label, total=total, note=note)
+            self._bars.update(self._tasks[label], completed=done, total=total, note=note)
+            return
+        now = time.monotonic()
+        began = self._began.setdefault(label, now)
+        if manner.quiet or now - self._last < self._every:
+            return
+        self._last = now
+        share = f" {done / total:.0%}" if total else ""
+        left = f", {(now - began) / done * (total - done) / 60:.1f} min left" if total and done and now > began else ""
+        say(f"{label}{share}{', ' if note else ''}{note}{left}")
+
+
+class TrainingReport:
+    """Called with each step of a training; :meth:`scoring` with the progress of what comes before it."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def __call__(self, step: TrainingStep) -> None:
+        """Show the step's losses and the speed."""
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
+        self._meter(
+            "training",
+            step.step,
+            step.steps,
+            f"step {step.step} of {step.steps}, {losses}, {step.tokens_per_second:.0f} tokens/s",
+        )
+
+    def scoring(self, name: str, done: int, total: int) -> None:
+        """Show how many examples the expert ``name`` has scored."""
+        self._meter(f"scoring with {name}", done, total, f"{done} of {total} examples")
+
+
+@contextmanager
+def training_progress() -> Iterator[TrainingReport]:
+    """Progress of a training, on stderr."""
+    with Meter(every=15.0) as meter:
+        yield TrainingReport(meter)
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Progress of what is counted from 0 to ``total``, on stderr: call what it gives with how much is done."""
+    with Meter() as meter:
+        yield lambda done: meter(label, done, total, f"{done} of {total}")
+
+
+_MARKS = {"ok": "green", "warn": "yellow", "problem": "bold red"}
+
+
+def check_line(state: str, text: str, advice: str = "") -> None:
+    """Write the result of a check (``ok``, ``warn`` or ``problem``) to stdout, with what to do about it."""
+    mark = paint(f"{state:<7}", _MARKS[state], sys.stdout)
+    write(f"{mark}  {text}{f'; {advice}' if advice else ''}\n")
+
+
+def pairs(values: Mapping[str, str]) -> None:
+    """Write names and values to stdout, one a line."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        write(f"{paint(f'{name:<{width}}', 'bold', sys.stdout)}  {value}".rstrip() + "\n")

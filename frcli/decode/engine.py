@@ -1,0 +1,241 @@
+"""A bundle that was opened: its models in memory, ready to answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from frcli.bundle import Bundle, check_artifact
+from frcli.decode.answer import Writing
+from frcli.decode.loop import Decoder, Step
+from frcli.decode.sampler import Sampler, Sampling
+from frcli.errors import BundleError, UsageError
+from frcli.fusion.policy import Policy, make_policy
+from frcli.sources.devices import physical_cores
+from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.onnx import OnnxRouter
+from frcli.sources.source import LogitSource
+from frcli.tokens import ChatTemplate, explain_difference, vocabulary_hash
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user can say about how a bundle is run; None leaves it to the bundle.
+
+    ``context`` is in tokens, ``threads`` 0 means one for each physical core, ``max_rows`` is the number of rows of
+    logits that one call may give (evaluation reads many), ``gpu_layers`` is passed to llama.cpp (untested: there was no
+    GPU to test it on).
+    """
+
+    policy: str | None = None
+    gamma: float | None = None
+    sharp: bool = False
+    context: int | None = None
+    threads: int = 0
+    sequences: int = 1
+    max_rows: int = 1
+    gpu_layers: int = 0
+
+
+class Engine:
+    """The experts and the router of a bundle under one policy; a context manager.
+
+    Opening checks every file's sha256, that all models share one vocabulary, and that the router routes to these
+    experts; it raises ``BundleError`` or ``ModelError`` where that does not hold. An expert's context is made when it
+    is first chosen.
+    """
+
+    def __init__(self, bundle: Bundle, options: Options = Options()) -> None:
+        self.bundle, self.options = bundle, options
+        self.context = options.context or bundle.manifest.defaults.context
+        self.threads = options.threads or physical_cores()
+        if not 1 <= self.threads <= (os.cpu_count() or 1):
+            raise UsageError(
+                f"{self.threads} threads are not possible", f"this machine has {os.cpu_count()} processors"
+            )
+        self._sources: dict[str, LogitSource] = {}
+        self._models: dict[Path, LlamaModel] = {}
+        self._router: OnnxRouter | None = None
+        policy = self._make_policy(options)
+        try:
+            for artifact in bundle.artifacts():
+                check_artifact(artifact)
+            self.base = self._model(bundle.base().path)
+            self._check_context()
+            self._check_vocabularies()
+            if policy.needs_router:
+                self._router = self._open_router()
+            template = self.base.chat_template
+            self.template = ChatTemplate(template, bos=self.base.bos, eos=self.base.eos) if template else None
+        except BaseException:
+            self.close()
+            raise
+        widths = [self.base.size, *(model.n_vocab for model in self._models.values())]
+        self.width = min([*widths, self._router.width] if self._router else widths)
+        self.decoder = Decoder(
+            policy,
+            expert=self.expert,
+            router=self._router,
+            is_end=self.base.is_end,
+            width=self.width,
+            context=self.context,
+        )
+
+    def _make_policy(self, options: Options) -> Policy:
+        defaults = self.bundle.manifest.defaults
+        return make_policy(
+            options.policy or defaults.policy,
+            self.bundle.experts,
+            gamma=defaults.gamma if options.gamma is None else options.gamma,
+            sharp=options.sharp,
+            has_router=self.bundle.manifest.router is not None,
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """The policy under which the next token is written."""
+        return self.decoder.policy
+
+    @property
+    def router(self) -> OnnxRouter | None:
+        """The router, if a policy has used it."""
+        return self._router
+
+    def use(self, policy: str | None = None, gamma: float | None = None, sharp: bool | None = None) -> None:
+        """Go on under another policy with the same models; None leaves a part as it is.
+
+        Raises ``UsageError`` for what the bundle cannot serve, and changes nothing then.
+        """
+        options = replace(
+            self.options,
+            policy=policy or self.options.policy,
+            gamma=self.options.gamma if gamma is None else gamma,
+            sharp=self.options.sharp if sharp is None else sharp,
+        )
+        made = self._make_policy(options)
+        if made.needs_router and self._router is None:
+            self._router = self._open_router()
+            self.width = self.decoder.width = min(self.width, self._router.width)
+        self.decoder.use(made, self._router)
+        self.options = options
+
+    def _model(self, path: Path) -> LlamaModel:
+        if path not in self._models:
+            self._models[path] = LlamaModel(path, gpu_layers=self.options.gpu_layers)
+        return self._models[path]
+
+    def _check_context(self) -> None:
+        trained = self.base.trained_context
+        if not 16 <= self.context <= trained:
+            raise UsageError(f"a context of {self.context} tokens is not possible", f"this model reads 16 to {trained}")
+
+    def _check_vocabularies(self) -> None:
+        texts = self.base.texts()
+        stated = self.bundle.manifest.vocabulary
+        self.vocabulary = vocabulary_hash(texts)
+        if stated and stated != self.vocabulary:
+            raise BundleError(
+                f"the vocabulary of {self.base.path.name} is {self.vocabulary[:12]}..., not {stated[:12]}... as "
+                f"{self.bundle.folder / 'bundle.toml'} says",
+                "its adapters and router were made for another model",
+            )
+        for name, table in self.bundle.manifest.experts.items():
+            artifact = self.bundle.expert(name)
+            if table.file and artifact:
+                other = self._model(artifact.path)
+                if difference := explain_difference("the base", texts, f"expert {name}", other.texts()):
+                    raise BundleError(difference, "all experts must share the base's tokenizer")
+
+    def _open_router(self) -> OnnxRouter:
+        path = self.bundle.router_model()
+        assert path is not None  # the policy was refused otherwise
+        built = self.bundle.built_router()
+        if built is not None and path.is_file():
+            check_artifact(built)
+        if not path.is_file():
+            raise BundleError(
+                f"the router of {self.bundle.name} is not built yet", f"run frcli models pull {self.bundle.name}"
+            )
+        router = OnnxRouter(path, context=self.context, sequences=self.options.sequences, threads=self.threads)
+        if router.experts != self.bundle.experts:
+            raise BundleError(
+                f"the router {path.name} chooses among {len(router.experts)} experts ({', '.join(router.experts)}), "
+                f"and the manifest names {len(self.bundle.experts)} ({', '.join(self.bundle.experts)})",
+                "both must be the same, in the same order",
+            )
+        if router.vocabulary != self.vocabulary:
+            raise BundleError(
+                f"the router {path.name} was made for another tokenizer than {self.base.path.name}",
+                "make it again from this base",
+            )
+        return router
+
+    def expert(self, name: str) -> LogitSource:
+        """The source of the expert ``name``; its context is made at the first call."""
+        if name not in self._sources:
+            table, artifact = self.bundle.manifest.experts[name], self.bundle.expert(name)
+            model, adapter = self.base, None
+            if artifact and table.file:
+                model = self._model(artifact.path)
+            elif artifact:
+                adapter = self.base.load_adapter(artifact.path)
+            self._sources[name] = LlamaSource(
+                model,
+                context=self.context,
+                sequences=self.options.sequences,
+                adapter=adapter,
+                threads=self.threads,
+                max_rows=self.options.max_rows,
+            )
+        return self._sources[name]
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation under the model's chat template, ready for an answer."""
+        if self.template is None:
+            raise BundleError(f"{self.base.path.name} has no chat template", "give prompts that are already formatted")
+        return self.base.encode(self.template.render(messages), special=True)
+
+    def write(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int = 0,
+        stops: Sequence[str] = (),
+        seq: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Writing:
+        """An answer to ``prompt`` that is written while it is iterated. ``max_tokens`` 0 means no limit but the
+        context.
+        """
+
+        def steps() -> Iterator[Step]:
+            with Sampler(sampling, self.width, self.base.vocab) as sampler:
+                sampler.accept_prompt(prompt)
+                yield from self.decoder.generate(prompt, sampler, max_tokens=max_tokens, seq=seq, cancelled=cancelled)
+
+        return Writing(steps(), self.base.piece, len(prompt), stops, on_step)
+
+    def close(self) -> None:
+        """Free contexts first, then the router, then the models that the contexts use."""
+        for source in self._sources.values():
+            source.close()
+        self._sources.clear()
+        if self._router is not None:
+            self._router.close()
+            self._router = None
+        for model in self._models.values():
+            model.close()
+        self._models.clear()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""How good experts and policies are on answers that are known."""

@@ -1,0 +1,1 @@
+"""Policies: how rows of logits of several models become one."""

@@ -1,0 +1,1 @@
+"""Batch files: many prompts in, as many answers out."""

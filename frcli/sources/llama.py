@@ -1,0 +1,392 @@
+"""llama.cpp models: weights with their vocabulary, LoRA adapters, and contexts that are :class:`LogitSource`.
+
+One ``LlamaModel`` backs any number of ``LlamaSource``: LoRA experts share the base weights, each in a context of its
+own with its adapter fixed. llama.cpp answers a size that it did not expect by aborting the process, so every size is
+checked here first.
+
+This file and ``decode/sampler.py`` are the only ones that import ``llama_cpp``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import operator
+import os
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frcli.errors import ContextError, ModelError
+from frcli.sources.source import Feed, Logits, Rows
+
+log = logging.getLogger("frcli.llama")
+
+# ggml's level numbers: 1 debug, 2 info, 3 warning, 4 error, 5 continuation of the line before.
+_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
+
+
+_kept_alive: list[Any] = []  # C keeps only a pointer to the log callback
+
+
+@lru_cache(maxsize=1)
+def library() -> Any:
+    """The ``llama_cpp`` module, its log messages sent to ``logging`` under the name ``frcli.llama``."""
+    try:
+        import llama_cpp
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"llama.cpp does not load: {error}", "install llama-cpp-python again in this environment"
+        ) from None
+
+    def forward(level: int, text: bytes, _data: Any) -> None:
+        log.log(_LEVELS.get(level, logging.DEBUG), text.decode("utf-8", "replace").rstrip())
+
+    callback = llama_cpp.llama_log_callback(forward)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    _kept_alive.append(callback)
+    return llama_cpp
+
+
+class LlamaModel:
+    """The weights and the vocabulary of one GGUF file.
+
+    Raises ``ModelError`` when the file is missing, is not a GGUF, is cut short, or holds a model that cannot be
+    rewound.
+    """
+
+    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
+        self.path = path
+        self._adapters: list[Any] = []
+        self._model = None
+        _check_magic(path)
+        lib = self._lib = library()
+        params = lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        params.n_gpu_layers = gpu_layers
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise ModelError(
+                f"llama.cpp cannot load {path}", "the file may be cut short or damaged: pull the bundle again"
+            )
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        if problem := self._problem(vocab_only):
+            self.close()
+            raise ModelError(f"{path} {problem}", "use a decoder with plain attention, such as a Llama or a Qwen")
+
+    def _problem(self, vocab_only: bool) -> str:
+        """Why the engine cannot run this model; some of these would abort the process at the first call."""
+        lib = self._lib
+        if lib.llama_vocab_type(self._vocab) == lib.LLAMA_VOCAB_TYPE_NONE:
+            return "has no vocabulary"
+        if vocab_only:
+            return ""
+        if lib.llama_model_has_encoder(self._model):
+            return "has an encoder"
+        if lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model):
+            return "is a recurrent model, whose state cannot be rewound"
+        return ""
+
+    @property
+    def vocab(self) -> Any:
+        """llama.cpp's handle of the vocabulary, for samplers. Raises ``ModelError`` after ``close``."""
+        if not self._model:
+            raise ModelError(f"{self.path.name} is closed")
+        return self._vocab
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in bytes."""
+        return int(self._lib.llama_model_size(self._model))
+
+    @property
+    def trained_context(self) -> int:
+        """Number of tokens that the model was trained to read."""
+        return int(self._lib.llama_model_n_ctx_train(self._model))
+
+    @cached_property
+    def size(self) -> int:
+        """Number of usable token ids: the width of the vocabulary without the padding at its end."""
+        kind = self._lib.llama_vocab_get_attr
+        n = self.n_vocab
+        while n and kind(self.vocab, n - 1) & 2:  # LLAMA_TOKEN_ATTR_UNUSED
+            n -= 1
+        return n
+
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's chat template, if the file has one."""
+        text = self._lib.llama_model_chat_template(self._model, None)
+        return text.decode("utf-8", "replace") if text else None
+
+    @cached_property
+    def bos(self) -> str:
+        """Text of the token that begins a sequence, empty if there is none."""
+        return self._text(self._lib.llama_vocab_bos(self.vocab))
+
+    @cached_property
+    def eos(self) -> str:
+        """Text of the token that ends a sequence, empty if there is none."""
+        return self._text(self._lib.llama_vocab_eos(self.vocab))
+
+    def _text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return str(self._lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))
+
+    def texts(self) -> list[bytes]:
+        """The texts of all usable tokens as the file spells them, by id."""
+        get = self._lib.llama_vocab_get_text
+        return [get(self.vocab, token) for token in range(self.size)]
+
+    def encode(self, text: str, *, special: bool, add_bos: bool = False) -> list[int]:
+        """The token ids of ``text``; with ``special``, the texts of control tokens stand for these tokens.
+
+        ``add_bos`` puts the beginning token first where the vocabulary asks for one.
+        """
+        raw = text.encode("utf-8", "replace")
+        capacity = len(raw) + 2
+        buffer = (ctypes.c_int32 * capacity)()
+        n = self._lib.llama_tokenize(self.vocab, raw, len(raw), buffer, capacity, add_bos, special)
+        if n < 0:
+            buffer = (ctypes.c_int32 * -n)()
+            n = self._lib.llama_tokenize(self.vocab, raw, len(raw), buffer, -n, add_bos, special)
+        if n < 0:
+            raise ModelError(f"the vocabulary of {self.path} cannot encode a text of {len(raw)} bytes")
+        return list(buffer[:n])
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that ``token`` stands for; control tokens give none unless ``special``."""
+        if not 0 <= token < self.n_vocab:
+            raise ModelError(f"token {token} is outside the vocabulary of {self.n_vocab}")
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            n = self._lib.llama_token_to_piece(self.vocab, token, buffer, size, 0, special)
+            if n >= 0:
+                return buffer.raw[:n]
+            size = -n
+
+    def is_end(self, token: int) -> bool:
+        """Whether ``token`` ends an answer."""
+        return bool(0 <= token < self.n_vocab and self._lib.llama_vocab_is_eog(self.vocab, token))
+
+    def load_adapter(self, path: Path) -> Any:
+        """A LoRA adapter made for this model, from a GGUF file; it lives as long as the model.
+
+        Raises ``ModelError`` when it cannot be read or was made for another architecture.
+        """
+        _check_magic(path)
+        adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            raise ModelError(f"llama.cpp cannot load the adapter {path}", f"was it made for {self.path.name}?")
+        self._adapters.append(adapter)
+        return adapter
+
+    def close(self) -> None:
+        """Free adapters and weights; every source on this model must be closed before."""
+        for adapter in self._adapters:
+            self._lib.llama_adapter_lora_free(adapter)
+        self._adapters.clear()
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._model = None
+
+
+class LlamaSource:
+    """A context of a ``LlamaModel``, with at most one adapter, as a :class:`~frcli.sources.source.LogitSource`.
+
+    ``context`` is in tokens for each of ``sequences``; ``max_rows`` is the number of rows that one call of llama.cpp
+    may give (more are read in several calls): it sets the size of the compute buffer.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        *,
+        context: int,
+        sequences: int = 1,
+        adapter: Any = None,
+        threads: int = 1,
+        max_rows: int = 1,
+        batch: int = 512,
+    ) -> None:
+        self._model, self._lib, self._ctx = model, model._lib, None
+        self._context, self._sequences = context, sequences
+        self._max_rows = max(max_rows, sequences)  # llama.cpp aborts when it may give fewer rows than it has sequences
+        lib = self._lib
+        params = lib.llama_context_default_params()
+        params.n_ctx = context * sequences
+        params.n_batch = params.n_ubatch = self._batch_size = max(1, min(batch, context * sequences))
+        params.n_seq_max = sequences
+        params.n_outputs_max = self._max_rows = min(self._max_rows, self._batch_size)
+        params.n_threads = params.n_threads_batch = threads
+        params.kv_unified = True
+        if sequences > self._max_rows:
+            raise ModelError(f"{sequences} sequences do not fit in a batch of {self._batch_size} tokens", "use fewer")
+        self._ctx = lib.llama_init_from_model(model._model, params)
+        if not self._ctx:
+            raise ModelError(
+                f"llama.cpp cannot make a context of {context} tokens for {model.path.name}",
+                "ask for a shorter context",
+            )
+        self._memory = lib.llama_get_memory(self._ctx)
+        if not self._memory:
+            self.close()
+            raise ModelError(f"{model.path.name} keeps no KV cache", "use a decoder, such as a Llama or a Qwen")
+        self._lengths = [0] * sequences
+        if adapter is not None:
+            adapters, scales = (lib.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
+            if lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales):
+                self.close()
+                raise ModelError(f"llama.cpp cannot use the adapter with {model.path.name}", "convert it again")
+        self._batch = lib.llama_batch_init(self._batch_size, 0, 1)
+        view = np.ctypeslib.as_array
+        self._tokens, self._positions, self._wanted = (
+            view(field, shape=(self._batch_size,)) for field in (self._batch.token, self._batch.pos, self._batch.logits)
+        )
+        view(self._batch.n_seq_id, shape=(self._batch_size,))[:] = 1
+        # Each entry of seq_id points to one int of its own; they are contiguous pointers to separate allocations.
+        self._seq_ids = [self._batch.seq_id[i] for i in range(self._batch_size)]
+
+    @property
+    def width(self) -> int:
+        """Number of logits in a row."""
+        return self._model.n_vocab
+
+    @property
+    def context(self) -> int:
+        """Number of tokens that one sequence can hold."""
+        return self._context
+
+    def length(self, seq: int) -> int:
+        """Number of tokens that the sequence has read."""
+        return self._lengths[self._checked(seq)]
+
+    def _checked(self, seq: int) -> int:
+        if self._ctx is None:
+            raise ModelError(f"the context of {self._model.path.name} is closed")
+        if not 0 <= operator.index(seq) < self._sequences:
+            raise ModelError(f"sequence {seq} does not exist: this source holds {self._sequences}")
+        return seq
+
+    def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
+        """See :meth:`LogitSource.extend`. One row, or rows of one call, come as a view; rows of several calls are
+        copied.
+        """
+        self._check(feeds)
+        planned = [0] * self._sequences
+        chunk: list[tuple[int, int]] = []  # (feed, row) of the outputs of the call that is being filled
+        filled, results = 0, [np.empty((0, self.width), np.float32) for _ in feeds]
+        for index, feed in enumerate(feeds):
+            total, start = len(feed.tokens), self._lengths[feed.seq] + planned[feed.seq]
+            first_row = total - feed.rows
+            at = 0
+            while at < total:
+                free_rows = self._max_rows - len(chunk)
+                n = min(total - at, self._batch_size - filled)
+                if at + n > first_row:  # a token whose row does not fit any more must wait for the next call
+                    n = min(n, max(0, first_row - at) + free_rows)
+                if n == 0:
+                    self._decode(filled, planned)
+                    self._collect(chunk, results, copy=True)
+                    filled, chunk, planned = 0, [], [0] * self._sequences
+                    continue
+                span = slice(filled, filled + n)
+                self._tokens[span] = feed.tokens[at : at + n]
+                self._positions[span] = np.arange(start + at, start + at + n)
+                self._wanted[span] = np.arange(at, at + n) >= first_row
+                for entry in self._seq_ids[span]:
+                    entry[0] = feed.seq
+                chunk.extend((index, row - first_row) for row in range(max(at, first_row), at + n))
+                planned[feed.seq] += n
+                filled, at = filled + n, at + n
+        if filled:
+            self._decode(filled, planned)
+            self._collect(chunk, results, copy=False)
+        return [Rows(logits) for logits in results]
+
+    def _check(self, feeds: Sequence[Feed]) -> None:
+        grown = list(self._lengths)
+        for feed in feeds:
+            n = len(feed.tokens)
+            if not 0 <= feed.rows <= n:
+                raise ModelError(f"{feed.rows} rows were asked of {n} tokens")
+            grown[self._checked(feed.seq)] += n
+            if grown[feed.seq] > self._context:
+                raise ContextError(
+                    f"{grown[feed.seq]} tokens do not fit in a context of {self._context}",
+                    "shorten the text or raise --ctx",
+                )
+            if n and not 0 <= min(feed.tokens) <= max(feed.tokens) < self.width:
+                raise ModelError(f"a token is outside the vocabulary of {self.width} of {self._model.path.name}")
+
+    def _decode(self, filled: int, planned: list[int]) -> None:
+        self._batch.n_tokens = filled
+        code = self._lib.llama_decode(self._ctx, self._batch)
+        if code == 0:
+            self._lengths = [old + new for old, new in zip(self._lengths, planned, strict=True)]
+            return
+        for seq in range(self._sequences):
+            self._lengths[seq] = self._lib.llama_memory_seq_pos_max(self._memory, seq) + 1
+        raise ModelError(f"llama.cpp failed to read {filled} tokens with {self._model.path.name} (code {code})")
+
+    def _collect(self, chunk: list[tuple[int, int]], results: list[Logits], *, copy: bool) -> None:
+        """Put the rows of the call that was just made into ``results``: views where a feed's rows lie in one piece."""
+        by_feed: dict[int, list[int]] = {}
+        for output, (feed, _row) in enumerate(chunk):
+            by_feed.setdefault(feed, []).append(output)
+        first_of_call = -len(chunk)  # negative indices of llama_get_logits_ith count outputs from the last one
+        for feed, outputs in by_feed.items():
+            pointers = [self._lib.llama_get_logits_ith(self._ctx, first_of_call + output) for output in outputs]
+            if not all(pointers):
+                raise ModelError(f"llama.cpp gave no logits for {self._model.path.name}")
+            rows = [np.ctypeslib.as_array(pointer, shape=(self.width,)) for pointer in pointers]
+            step = self.width * 4
+            start = rows[0].ctypes.data
+            whole = all(row.ctypes.data == start + i * step for i, row in enumerate(rows))
+            if whole:
+                block = np.ctypeslib.as_array(pointers[0], shape=(len(rows), self.width))
+                block = block.copy() if copy else block
+            else:
+                block = np.stack(rows)
+            done = results[feed]
+            results[feed] = np.concatenate([done, block]) if len(done) else block
+
+    def rewind(self, seq: int, length: int) -> None:
+        """Forget all but the first ``length`` tokens of the sequence."""
+        if not 0 <= length <= self._lengths[self._checked(seq)]:
+            raise ModelError(f"cannot rewind a sequence of {self._lengths[seq]} tokens to {length}")
+        # Asked even where nothing seems to be left: an interrupt may have come between a call and its bookkeeping.
+        if not self._lib.llama_memory_seq_rm(self._memory, seq, length, -1):
+            raise ModelError(f"{self._model.path.name} cannot be rewound", "use a model with plain attention")
+        self._lengths[seq] = length
+
+    def fork(self, src: int, dst: int) -> None:
+        """Make ``dst`` a copy of ``src``'s prefix; the KV cells are shared."""
+        if self._checked(src) != self._checked(dst):
+            self.rewind(dst, 0)
+            self._lib.llama_memory_seq_cp(self._memory, src, dst, -1, -1)
+            self._lengths[dst] = self._lengths[src]
+
+    def close(self) -> None:
+        """Free the context; the model stays."""
+        if self._ctx is not None:
+            if hasattr(self, "_batch"):
+                self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._ctx)
+            self._ctx = None
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}", "pull the bundle again") from None
+    if magic != b"GGUF":
+        raise ModelError(f"{path} is not a GGUF file", "pull the bundle again")

@@ -1,0 +1,1 @@
+"""Training of experts and routers. torch, transformers and peft are imported here and nowhere else."""

@@ -1,0 +1,77 @@
+"""Batches of encoded examples: rows of like length together, padded on the right, in an order that only the seed
+decides.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frcli.examples import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one step.
+
+    ``indices`` are the examples' places in the list that was given, ``ids`` is int64 [rows, longest]; the arrays
+    ``row`` and ``position`` int64 [n] name the places whose next token, ``target`` int64 [n], is part of an answer.
+    """
+
+    indices: list[int]
+    ids: NDArray[np.int64]
+    row: NDArray[np.int64]
+    position: NDArray[np.int64]
+    target: NDArray[np.int64]
+
+
+def make_batch(examples: Sequence[Encoded], indices: Sequence[int]) -> Batch:
+    """The batch of the examples at ``indices``; padding is token 0, which no answer position ever sees."""
+    chosen = [examples[i] for i in indices]
+    width = max(len(e.prompt) + len(e.answer) for e in chosen)
+    ids = np.zeros((len(chosen), width), np.int64)
+    rows, positions, targets = [], [], []
+    for r, example in enumerate(chosen):
+        tokens = example.prompt + example.answer
+        ids[r, : len(tokens)] = tokens
+        first = len(example.prompt) - 1
+        rows.append(np.full(len(example.answer), r))
+        positions.append(np.arange(first, first + len(example.answer)))
+        targets.append(np.array(example.answer))
+    join: Any = np.concatenate
+    return Batch(
+        list(indices),
+        ids,
+        join(rows).astype(np.int64),
+        join(positions).astype(np.int64),
+        join(targets).astype(np.int64),
+    )
+
+
+def plan_epoch(examples: Sequence[Encoded], budget: int, rng: random.Random, pool: int = 256) -> list[list[int]]:
+    """Indices of one epoch's batches: every example once, at most ``budget`` padded tokens a batch (one row at least).
+
+    Rows are sorted by length inside shuffled pools, so that little is padding and yet batches differ from epoch to
+    epoch.
+    """
+    order = list(range(len(examples)))
+    rng.shuffle(order)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        batch: list[int] = []
+        for index in sorted(
+            order[start : start + pool], key=lambda i: len(examples[i].prompt) + len(examples[i].answer)
+        ):
+            length = len(examples[index].prompt) + len(examples[index].answer)
+            if batch and (len(batch) + 1) * length > budget:
+                batches.append(batch)
+                batch = []
+            batch.append(index)
+        batches.append(batch)
+    rng.shuffle(batches)
+    return batches

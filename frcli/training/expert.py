@@ -1,0 +1,58 @@
+"""LoRA experts: supervised fine-tuning on the answers of one domain's examples."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from frcli.examples import Encoded
+from frcli.training.base import EXPERT_MODULES, add_lora, hidden_states, load_base
+from frcli.training.batches import Batch
+from frcli.training.loop import Progress, Schedule, fingerprint, fit
+
+
+def answer_loss(model: Any, batch: Batch) -> Any:
+    """Mean negative log-likelihood, in nats, of the batch's answer tokens; the head runs on their positions only."""
+    import torch
+
+    hidden = hidden_states(model, torch.from_numpy(batch.ids))
+    picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
+    return torch.nn.functional.cross_entropy(model.get_output_embeddings()(picked), torch.from_numpy(batch.target))
+
+
+def train_expert(
+    base: Path,
+    examples: Sequence[Encoded],
+    out: Path,
+    *,
+    rank: int,
+    schedule: Schedule,
+    threads: int,
+    report: Callable[[Progress], None],
+) -> None:
+    """Train a LoRA expert on ``base`` and write it to the folder ``out`` in PEFT's format.
+
+    A run that was cut off goes on from ``out``/checkpoint.pt with the same arguments.
+    """
+    model = load_base(base, threads)
+    import torch
+
+    torch.manual_seed(schedule.seed)
+    expert = add_lora(model, EXPERT_MODULES, rank)
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = out / "checkpoint.pt"
+
+    def loss_of(batch: Batch) -> dict[str, Any]:
+        return {"loss": answer_loss(expert, batch)}
+
+    run = fingerprint([base], examples, rank, schedule)
+    fit(expert.parameters(), loss_of, examples, schedule, checkpoint, run, report)
+    # The folder of the base on this machine is of no use to anybody else.
+    expert.peft_config["default"].base_model_name_or_path = base.name
+    with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as folder:
+        expert.save_pretrained(folder)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (Path(folder) / name).replace(out / name)
+    checkpoint.unlink(missing_ok=True)

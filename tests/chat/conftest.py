@@ -1,0 +1,74 @@
+"""An engine that answers from a script, one byte a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+
+from frcli.chat.session import Session
+from frcli.config import Settings
+from frcli.decode.answer import Writing
+from frcli.decode.loop import Cancelled, Step, Timings
+from frcli.decode.sampler import Sampling
+from frcli.errors import FrcliError, UsageError
+
+NO_TIME = Timings(0, 0, 0, 0)
+
+
+class ScriptedEngine:
+    """Writes the answers of ``script`` in turn (an error in it is raised); its experts take turns of four tokens."""
+
+    def __init__(self, script: Sequence[str | FrcliError], context: int = 1000) -> None:
+        self.context = context
+        self.script = list(script)
+        self.prompts: list[str] = []
+        self.samplings: list[Sampling] = []
+        self.limits: list[tuple[int, tuple[str, ...]]] = []
+        self.policies: list[tuple[str | None, float | None, bool | None]] = []
+        self.on_token: Callable[[int], None] = lambda number: None
+
+    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return list("".join(f"<{m['role'][0]}>{m['content']}" for m in messages).encode())
+
+    def use(self, policy: str | None = None, gamma: float | None = None, sharp: bool | None = None) -> None:
+        if policy == "nonsense":
+            raise UsageError("there is no policy 'nonsense'")
+        self.policies.append((policy, gamma, sharp))
+
+    def write(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int = 0,
+        stops: Sequence[str] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Writing:
+        self.prompts.append(bytes(prompt).decode())
+        self.samplings.append(sampling)
+        self.limits.append((max_tokens, tuple(stops)))
+        return Writing(self._steps(cancelled), lambda token: bytes([token]), len(prompt), stops)
+
+    def _steps(self, cancelled: Callable[[], bool]) -> Iterator[Step]:
+        text = self.script.pop(0)
+        if isinstance(text, FrcliError):
+            raise text
+        for number, byte in enumerate(text.encode()):
+            self.on_token(number)
+            if cancelled():
+                raise Cancelled
+            yield Step(byte, (("math", "code")[number // 4 % 2],), None, 1, NO_TIME)
+        yield Step(0, ("code",), None, 1, NO_TIME, "eos")
+
+
+EXPERTS = {"math": "sums", "code": "programs"}
+
+
+@pytest.fixture
+def scripted() -> Callable[..., Session]:
+    def make(*script: str | FrcliError, context: int = 1000, **settings: object) -> Session:
+        given = {"policy": "fusionroute", "gamma": 0.5, "ctx": context, **settings}
+        return Session(ScriptedEngine(script, context), Settings(**given), EXPERTS)  # type: ignore[arg-type]
+
+    return make

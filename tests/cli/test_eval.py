@@ -1,0 +1,120 @@
+"""``frcli eval nll`` and ``frcli train`` on tiny real models, through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from bundles import write_bundle
+
+from frcli.cli.eval import table
+
+ROWS = [{"prompt": f"the {i}", "answer": "and of"} for i in range(4)]
+
+
+def frcli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "frcli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FRCLI_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: Path) -> None:
+    write_bundle(tmp_path / "trio")
+    out = tmp_path / "out.json"
+    options = ("--gammas", "0,0.5,0.5,1", "--max-length", "128", "-o", out)
+    result = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}@0:3", "--data", f"b={data}@3:", *options)
+    assert result.returncode == 0, result.stderr
+    columns = json.loads(out.read_text())["columns"]
+    assert [column["examples"] for column in columns.values()] == [3, 1]
+    systems = ["general", "math", "code", "router", "fused 0.0", "fused 0.5", "fused 1.0"]
+    for column in columns.values():
+        assert list(column["nll"]) == systems
+        assert sum(column["chosen"].values()) == column["tokens"]
+    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:-1]] == systems
+    again = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}", "-o", out)
+    assert again.returncode == 1 and "exists" in again.stderr
+
+
+def test_a_bundle_without_a_router_has_no_fused_rows(tmp_path: Path, data: Path) -> None:
+    tiny.write_gguf(tmp_path / "base.gguf")
+    manifest = 'format = 1\nname = "one"\n[base]\nfile = "base.gguf"\n[experts.general]\n'
+    (tmp_path / "bundle.toml").write_text(manifest)
+    result = frcli("eval", "nll", tmp_path, "--data", f"a={data}", "--max-length", "64")
+    assert result.returncode == 0, result.stderr
+    assert "general" in result.stdout and "fused" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--data", "rows.jsonl"), 2, "has no name"),
+        (("--data", "a=gone.jsonl"), 1, "cannot read gone.jsonl"),
+        (("--data", "a=gone.jsonl", "--gammas", "high"), 2, "not a list of numbers"),
+        (("--data", "a=gone.jsonl", "--gammas", "-1"), 2, "outside 0 to 16"),
+        (("--data", "a=gone.jsonl", "--gammas", "nan"), 2, "outside 0 to 16"),
+    ],
+)
+def test_bad_input(tmp_path: Path, data: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
+    write_bundle(tmp_path / "trio")
+    result = frcli("eval", "nll", tmp_path / "trio", "--max-length", 128, *arguments)
+    assert (result.returncode, words in result.stderr, result.stderr.count("\n")) == (code, True, 1), result.stderr
+
+
+def test_the_table_marks_the_best_of_each_column() -> None:
+    columns = {
+        "x": {"examples": 1, "tokens": 9, "nll": {"a": 1.0, "b": 2.0}},
+        "y": {"examples": 2, "tokens": 8, "nll": {"a": 3.0, "b": 0.5}},
+    }
+    assert table({"columns": columns}).splitlines() == [
+        "| NLL per answer token | x | y | mean |",
+        "|---|---|---|---|",
+        "| a | **1.000** | 3.000 | 2.000 |",
+        "| b | 2.000 | **0.500** | **1.250** |",
+        "| *answers* | 1 rows, 9 tokens | 2 rows, 8 tokens | |",
+    ]
+
+
+def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> None:
+    base = tiny.write_gguf(tmp_path / "base.gguf")
+    common = ("--base", base, "--data", data, "--data", f"{data}@0:2", "-o", tmp_path / "out", "--dry-run")
+    for command in (("expert",), ("router", "--expert", "general", "--expert", "math")):
+        result = frcli("train", *command, *common)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.startswith("6 examples, ")
+    assert not (tmp_path / "out").exists()
+    result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
+    assert result.returncode == 2 and "given twice" in result.stderr
+    result = frcli("train", "router", "--expert", "a", "--expert", "math=there", *common)
+    assert result.returncode == 2 and "there holds no adapter" in result.stderr
+    result = frcli("train", "router", "--expert", "router", *common)
+    assert result.returncode == 2 and "'router' is not a name" in result.stderr
+
+
+@pytest.mark.train
+def test_training_from_the_command_line(tmp_path: Path, data: Path) -> None:
+    base = tiny.write_gguf(tmp_path / "base.gguf")
+    common = ("--base", base, "--data", data, "--rank", 2)
+    result = frcli("train", "expert", *common, "-o", tmp_path / "expert")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "expert" / "adapter_model.safetensors").is_file()
+    again = frcli("train", "expert", *common, "-o", tmp_path / "expert")
+    assert again.returncode == 1 and "this training is finished" in again.stderr
+    experts = ("--expert", "general", "--expert", f"taught={tmp_path / 'expert'}")
+    result = frcli("train", "router", *common, *experts, "-o", tmp_path / "router")
+    assert result.returncode == 0, result.stderr
+    trained = tmp_path / "router" / "router.safetensors"
+    onnx = tmp_path / "router.onnx"
+    result = frcli("convert", "router", "--base", base, "--trained", trained, "-o", onnx, "--precision", "fp32")
+    assert result.returncode == 0, result.stderr
+    assert "KL" in result.stderr and onnx.is_file()

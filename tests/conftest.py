@@ -1,0 +1,42 @@
+"""Makes the modules that tests share (``tiny``, ``fakes``) importable, and says what a test needs to run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+ALL = os.environ.get("FRCLI_TEST_ALL") == "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or under ``FRCLI_TEST_ALL`` fail, a test whose requirement is missing."""
+    if item.get_closest_marker("train") and importlib.util.find_spec("torch") is None:
+        _missing("needs the train extra (torch): make test-all installs it")
+    if item.get_closest_marker("bundle") and not _bundle_is_here():
+        _missing("needs the shipped bundle: frcli models pull smollm2-quartet")
+
+
+def _missing(what: str) -> None:
+    if ALL:
+        pytest.fail(what)
+    pytest.skip(what)
+
+
+def _bundle_is_here() -> bool:
+    from frcli.bundle import DEFAULT_BUNDLE, read_bundle
+    from frcli.errors import FrcliError
+
+    try:
+        bundle = read_bundle(DEFAULT_BUNDLE)
+        router = bundle.router_model()
+        return (
+            all(artifact.path.is_file() for artifact in bundle.artifacts()) and router is not None and router.is_file()
+        )
+    except FrcliError:
+        return False

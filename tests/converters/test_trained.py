@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from converters.trained import read_trained, save_trained
+from frcli.errors import DataError, ModelError, OutputError
+
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    a, b = tiny.lora()[Q0]
+    routing = np.arange(3 * 64, dtype=np.float64).reshape(3, 64)
+    save_trained(tmp_path / "router.safetensors", {Q0: (a.astype(np.float16), b)}, routing, "xyz", 1.25, "ab" * 32)
+    for path in (tmp_path, tmp_path / "router.safetensors"):
+        got = read_trained(path)
+        assert got.experts == ("x", "y", "z")
+        assert got.base_sha256 == "ab" * 32
+        assert got.routing.dtype == np.float32
+        np.testing.assert_array_equal(got.routing, routing)
+        assert list(got.delta) == [Q0]
+        assert got.delta[Q0].scale == 1.25
+        assert got.delta[Q0].a.dtype == np.float16
+        np.testing.assert_array_equal(got.delta[Q0].b, b)
+
+
+def test_existing_file(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "router.safetensors"
+    file.write_bytes(b"precious")
+    with pytest.raises(OutputError, match="exists"):
+        tiny.write_trained(file)
+    assert file.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("delta", "experts", "scale", "message"),
+    [
+        ({}, ["a"], 1.0, "of shape .* for 1 experts"),
+        ({}, ["a", "a"], 1.0, "named twice"),
+        ({}, ["a", ""], 1.0, "not a list of names"),
+        ({}, ["a", "b"], float("nan"), "scale is nan"),
+        ({Q0: (np.zeros((2, 64), np.float32), np.zeros((64, 3), np.float32))}, ["a", "b"], 1.0, "do not multiply"),
+        ({Q0: (np.zeros((2, 64)), np.zeros((64, 2)))}, ["a", "b"], 1.0, "float64"),
+    ],
+)
+def test_refuses_to_save(delta: Any, experts: list[str], scale: float, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        save_trained(tmp_path / "r.safetensors", delta, np.zeros((2, 64), np.float32), experts, scale, "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": {"experts": None}}, "header entry"),
+        ({"metadata": {"scale": "much"}}, "header entry"),
+        ({"metadata": {"experts": '["a"]'}}, "for 1 experts"),
+        ({"tensors": {"routing.weight": None}}, "missing"),
+        ({"tensors": {f"delta.{Q0}.lora_B": None}}, "no partner"),
+        ({"tensors": {"extra": np.zeros(2, np.float32)}}, "not known"),
+        ({"tensors": {f"delta.{Q0}.lora_A": np.full((4, 64), np.inf, np.float32)}}, "not finite"),
+    ],
+)
+def test_refuses_to_read(change: dict[str, dict[str, Any]], message: str, trained: Path, tmp_path: Path) -> None:
+    metadata = {"experts": json.dumps(["general", "math"]), "scale": "2.0", "base_sha256": ""}
+    metadata |= change.get("metadata", {})
+    tensors = load_file(trained) | change.get("tensors", {})
+    file = tmp_path / "router.safetensors"
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if tensor is not None},
+        file,
+        metadata={name: value for name, value in metadata.items() if value is not None},
+    )
+    with pytest.raises(ModelError, match=message):
+        read_trained(file)
+
+
+def test_truncated_and_missing(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no trained router"):
+        read_trained(tmp_path)
+    file = tmp_path / "router.safetensors"
+    for size in (0, 7, 100, -1):
+        file.write_bytes(trained.read_bytes()[:size])
+        with pytest.raises(ModelError, match=r"router\.safetensors"):
+            read_trained(file)

@@ -1,0 +1,510 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frcli.decode.answer import Answer
+from frcli.errors import ContextError, DataError, Interrupted, ModelError, OutputError, RowsFailed, UsageError
+from frcli.jobs.formats import Row
+from frcli.jobs.run import MAX_LINE, JobResult, Output, Progress, run
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
+
+
+def echo(row: Row) -> Answer:
+    text = row.prompt if row.prompt is not None else (row.messages or ())[-1]["content"]
+    return Answer(text.upper(), "eos", len(text), 2, {"general": 2})
+
+
+def never(row: Row) -> Answer:
+    raise AssertionError(f"row {row.line} was begun")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Callable[..., Path]:
+    def write(*lines: Any) -> Path:
+        path = tmp_path / "in.jsonl"
+        path.write_bytes(
+            b"".join((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n" for line in lines)
+        )
+        return path
+
+    return write
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    data = path.read_bytes()
+    assert not data or data.endswith(b"\n")
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def job(source: Path | None, out: Path | None, answer: Callable[[Row], Answer] = echo, **options: Any) -> JobResult:
+    return run(source, out, answer, model="quartet", **options)
+
+
+# Rows
+
+
+def test_each_row_gives_a_line_in_order(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows(
+        {"prompt": "a"},
+        {"messages": [{"role": "user", "content": "b"}], "custom_id": "second"},
+        {
+            "custom_id": "c",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"messages": [{"role": "user", "content": "\u00e9"}]},
+        },
+    )
+    out = tmp_path / "out.jsonl"
+    assert job(source, out) == JobResult(3, 0)
+    first, second, third = read(out)
+    assert first == {
+        "id": 1,
+        "text": "A",
+        "finish_reason": "eos",
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "experts": {"general": 2}},
+    }
+    assert (second["id"], second["text"]) == ("second", "B")
+    assert third["custom_id"] == "c"
+    assert third["response"]["body"]["choices"][0]["message"]["content"] == "\u00c9"
+    assert third["response"]["body"]["model"] == "quartet"
+    assert not out.with_name("out.jsonl.part").exists()
+
+
+def test_bad_lines_fail_alone(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows(
+        b'{"prompt": "cut',
+        {"prompt": "good"},
+        b"",
+        b"  \t",
+        {"prompt": ""},
+        b'{"prompt": "\xff\xfe"}',
+        {"prompt": "x", "unknown": 1},
+        {"prompt": "good too"},
+    )
+    out = tmp_path / "out.jsonl"
+    result = job(source, out)
+    assert result == JobResult(2, 4)
+    lines = read(out)
+    assert [line["id"] for line in lines] == [1, 2, 5, 6, 7, 8]  # blank lines are counted, not answered
+    assert [line.get("text") for line in lines] == [None, "GOOD", None, None, None, "GOOD TOO"]
+    assert lines[3]["error"] == {"message": "line 6: byte 13 is not UTF-8"}
+    with pytest.raises(RowsFailed, match=r"4 of 6 rows failed; .*out\.jsonl") as caught:
+        result.check(str(out))
+    assert caught.value.exit_code == 3
+    JobResult(2, 0).check(str(out))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("temperature is -1", "raise it"), "invalid_request"),
+        (DataError("the messages do not fit the template"), "invalid_request"),
+        (ContextError("the prompt has 900 tokens"), "context_length_exceeded"),
+        (ModelError("the model gave the logit nan"), "server_error"),
+    ],
+)
+def test_an_error_of_a_row_fails_the_row(
+    rows: Callable[..., Path], tmp_path: Path, error: Exception, code: str
+) -> None:
+    def answer(row: Row) -> Answer:
+        if row.line < 3:
+            raise error
+        return echo(row)
+
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    source = rows(
+        {"prompt": "x"},
+        {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body},
+        {"prompt": "y"},
+    )
+    out = tmp_path / "out.jsonl"
+    assert job(source, out, answer) == JobResult(1, 2)
+    lines = read(out)
+    assert lines[0]["error"] == {"message": str(error)}
+    assert lines[1]["response"] is None
+    assert lines[1]["error"] == {"code": code, "message": str(error)}
+    assert lines[2]["text"] == "Y"
+
+
+def test_an_id_that_was_there_fails_the_second_row(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a", "id": "q"}, {"prompt": "b", "id": 4}, {"prompt": "c", "id": "q"}, {"prompt": "d"})
+    out = tmp_path / "out.jsonl"
+    assert job(source, out) == JobResult(2, 2)
+    lines = read(out)
+    assert lines[2]["error"]["message"] == "line 3: the id 'q' is that of line 1 already"
+    assert lines[3]["error"]["message"] == "line 4: the id 4 is that of line 2 already"
+
+
+def test_a_line_that_is_too_long_fails_and_the_next_is_read(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"}, b'{"prompt": "' + b"x" * MAX_LINE + b'"}', {"prompt": "b"})
+    out = tmp_path / "out.jsonl"
+    assert job(source, out) == JobResult(2, 1)
+    assert read(out)[1]["error"] == {"message": "line 2: it is longer than 16 MiB"}
+    assert read(out)[2]["id"] == 3
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n\r\n{"prompt": "c"}')
+    out = tmp_path / "out.jsonl"
+    assert job(source, out) == JobResult(3, 0)
+    assert [line["id"] for line in read(out)] == [1, 2, 4]
+
+
+def test_a_lone_surrogate_in_an_error_is_written_as_its_escape(rows: Callable[..., Path], tmp_path: Path) -> None:
+    def answer(row: Row) -> Answer:
+        raise DataError("the file is called \ud800")  # as Python reads a file name that is not UTF-8
+
+    out = tmp_path / "out.jsonl"
+    assert job(rows({"prompt": "x"}), out, answer) == JobResult(0, 1)
+    assert b"\\ud800" in out.read_bytes()
+    assert read(out)[0]["error"]["message"] == "the file is called \ud800"
+
+
+def test_progress_is_told_after_every_row(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"}, b"bad", {"prompt": "b"})
+    size = source.stat().st_size
+    told: list[Progress] = []
+    job(source, tmp_path / "out.jsonl", progress=told.append)
+    assert [(each.done, each.failed, each.tokens) for each in told] == [(1, 0, 2), (1, 1, 2), (2, 1, 4)]
+    assert [each.bytes_read for each in told] == [16, 20, 36]
+    assert {each.bytes_total for each in told} == {size} == {36}
+
+
+def test_a_limit_ends_the_job_after_so_many_rows(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"}, b"", b"bad", {"prompt": "b"}, {"prompt": "c"})
+    out = tmp_path / "out.jsonl"
+    assert job(source, out, limit=3) == JobResult(2, 1)
+    assert [line["id"] for line in read(out)] == [1, 3, 4]
+    assert job(source, out, limit=9, force=True) == JobResult(3, 1)
+
+
+def test_every_line_is_on_disk_before_the_next_row_is_begun(rows: Callable[..., Path], tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    part = tmp_path / "out.jsonl.part"
+    seen: list[int] = []
+
+    def answer(row: Row) -> Answer:
+        assert not out.exists()
+        seen.append(len(read(part)))
+        return echo(row)
+
+    job(rows(*({"prompt": str(n)} for n in range(4))), out, answer)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    with source.open("w") as file:
+        for _ in range(1000):
+            file.write(json.dumps({"prompt": "x" * 5000}) + "\n")  # 5 MB
+    tracemalloc.start()
+    try:
+        job(source, Path("/dev/null") if Path("/dev/null").exists() else tmp_path / "out.jsonl")
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+    finally:
+        tracemalloc.stop()
+
+
+# Files that cannot be meant
+
+
+def test_an_output_that_exists_is_kept(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"})
+    out = tmp_path / "out.jsonl"
+    out.write_text("precious\n")
+    with pytest.raises(OutputError, match=r"out\.jsonl exists; .*--force"):
+        job(source, out, never)
+    assert out.read_text() == "precious\n"
+    job(source, out, force=True)
+    assert read(out)[0]["text"] == "A"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_what_an_interrupted_job_left_is_kept(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"})
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    part.write_text("precious\n")
+    with pytest.raises(OutputError, match=r"out\.jsonl\.part is there from a job that did not finish; .*--force"):
+        job(source, out, never)
+    assert part.read_text() == "precious\n"
+    assert not out.exists()
+    job(source, out, force=True)
+    assert len(read(out)) == 1
+    assert not part.exists()
+
+
+def test_input_and_output_must_be_two_files(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows({"prompt": "a"})
+    before = source.read_bytes()
+    hard, soft = tmp_path / "hard.jsonl", tmp_path / "soft.jsonl"
+    os.link(source, hard)
+    soft.symlink_to(source)
+    for out in (source, hard, soft, tmp_path / ".." / tmp_path.name / "in.jsonl"):
+        with pytest.raises(UsageError, match="is the input and the output"):
+            job(source, out, never, force=True)
+    left = tmp_path / "out.jsonl.part"
+    os.link(source, left)
+    with pytest.raises(UsageError, match="overwritten while it is read"):
+        job(left, tmp_path / "out.jsonl", never, force=True)
+    assert source.read_bytes() == before
+
+
+def test_a_link_is_followed(rows: Callable[..., Path], tmp_path: Path) -> None:
+    target, link = tmp_path / "deep" / "real.jsonl", tmp_path / "link.jsonl"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    job(rows({"prompt": "a"}), link)
+    assert link.is_symlink()
+    assert len(read(target)) == 1
+
+
+def test_input_that_cannot_be_read(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(UsageError, match=r"nowhere\.jsonl does not exist"):
+        job(tmp_path / "nowhere.jsonl", out, never)
+    with pytest.raises(DataError, match=r"cannot read .*: is a directory"):
+        job(tmp_path, out, never)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot read .*: not a directory"):
+        job(tmp_path / "file" / "in.jsonl", out, never)
+    assert not out.exists()
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
+def test_input_without_rows_leaves_nothing(tmp_path: Path, content: bytes) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(content)
+    out.write_text("precious\n")
+    with pytest.raises(DataError, match=r"in\.jsonl has no rows"):
+        job(source, out, never, force=True)
+    assert out.read_text() == "precious\n"
+    assert not (tmp_path / "out.jsonl.part").exists()
+
+
+@pytest.mark.parametrize("place", ["missing/out.jsonl", "file/out.jsonl", "/proc/out.jsonl", "folder"])
+def test_a_place_that_cannot_be_written_is_refused_before_any_row(
+    rows: Callable[..., Path], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OutputError, match=r"cannot write .*: (no such file|not a dir|is a dir|permission|operation)"):
+        job(rows({"prompt": "a"}), tmp_path / place, never)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "folder", "in.jsonl"]
+
+
+def test_a_folder_without_write_permission_is_refused(rows: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0o555)
+    source = rows({"prompt": "a"})
+    reader, writer = os.pipe()
+    child = os.fork()  # permission bits do not bind root, so the job runs in a process that is root no more
+    if child == 0:
+        try:
+            os.chdir(folder)
+            with source.open() as lines:
+                os.dup2(lines.fileno(), 0)
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            job(None, Path("out.jsonl"), never)
+        except BaseException as error:
+            os.write(writer, f"{type(error).__name__} {error}".encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        assert said.read() == (
+            "OutputError cannot write out.jsonl: permission denied; choose a place that can be written to"
+        )
+    os.waitpid(child, 0)
+    assert not list(folder.iterdir())
+
+
+def test_circular_links_are_refused(rows: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(OutputError, match="cannot write"):
+        job(rows({"prompt": "a"}), tmp_path / "a", never)
+
+
+# Jobs that end early
+
+
+@needs_full
+def test_a_device_that_is_full_ends_the_job_and_is_left_in_place(rows: Callable[..., Path]) -> None:
+    with pytest.raises(OutputError, match="cannot write /dev/full: no space left on device"):
+        job(rows({"prompt": "a"}, {"prompt": "b"}), Path("/dev/full"), force=True)
+    assert Path("/dev/full").is_char_device()
+
+
+def test_a_disk_that_fills_up_keeps_the_whole_lines(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows(*({"prompt": "x" * 60} for _ in range(40)))
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from frcli.decode.answer import Answer
+from frcli.errors import FrcliError
+from frcli.jobs.run import run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails instead: EFBIG in the place of ENOSPC
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    run(Path(sys.argv[1]), Path(sys.argv[2]), lambda row: Answer(row.prompt, "eos", 1, 1, {}), model="m")
+except FrcliError as error:
+    print(type(error).__name__, error)
+"""
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(source), str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    lines = read(part)
+    assert 0 < len(lines) < 40
+    assert part.stat().st_size + len(json.dumps(lines[0])) > 1000  # it was the limit that ended it
+    assert ended.stdout == (
+        f"OutputError cannot write {part}: file too large; {len(lines)} finished rows are safe in {part}\n"
+    )
+    assert not out.exists()
+
+
+def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
+    """A file that takes half a line and is full then: the part that was written goes away again."""
+    part = tmp_path / "out.jsonl.part"
+
+    class Filling:
+        def __init__(self) -> None:
+            self.file = part.open("wb", buffering=0)
+            self.room = 30
+
+        def write(self, data: bytes) -> int:
+            if not self.room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            taken = self.file.write(data[: self.room])
+            self.room -= taken
+            return taken
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    with Output(Filling(), "out.jsonl", part, tmp_path / "out.jsonl") as output:  # type: ignore[arg-type]
+        output.write({"id": 1, "text": "a"})
+        with pytest.raises(OutputError, match=r"out\.jsonl\.part: no space left on device"):
+            output.write({"id": 2, "text": "b"})
+        assert output.promise() == f"1 finished row is safe in {part}"
+    assert read(part) == [{"id": 1, "text": "a"}]
+
+
+def test_an_output_error_of_an_answer_ends_the_job(rows: Callable[..., Path], tmp_path: Path) -> None:
+    def answer(row: Row) -> Answer:
+        if row.line == 3:
+            raise OutputError("cannot write the trace", "free some space")
+        return echo(row)
+
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    with pytest.raises(OutputError) as caught:
+        job(rows(*({"prompt": str(n)} for n in range(5))), out, answer)
+    assert str(caught.value) == f"cannot write the trace; free some space; 2 finished rows are safe in {part}"
+    assert len(read(part)) == 2
+    assert not out.exists()
+
+
+def interrupt(row: Row) -> Answer:
+    if row.line == 2:
+        raise KeyboardInterrupt
+    return echo(row)
+
+
+def cancel(row: Row) -> Answer:
+    return Answer("half an ans", "cancelled", 1, 2, {}) if row.line == 2 else echo(row)
+
+
+@pytest.mark.parametrize("answer", [interrupt, cancel])
+def test_ctrl_c_keeps_what_is_finished(
+    rows: Callable[..., Path], tmp_path: Path, answer: Callable[[Row], Answer]
+) -> None:
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    source = rows({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"})
+    with pytest.raises(Interrupted) as caught:
+        job(source, out, answer)
+    assert str(caught.value) == f"stopped in {source}; 1 finished row is safe in {part}"
+    assert caught.value.exit_code == 130
+    assert [line["text"] for line in read(part)] == ["A"]
+    assert not out.exists()
+
+
+def test_ctrl_c_in_the_first_row_leaves_nothing_behind(rows: Callable[..., Path], tmp_path: Path) -> None:
+    def answer(row: Row) -> Answer:
+        raise KeyboardInterrupt
+
+    source = rows({"prompt": "a"})
+    with pytest.raises(Interrupted, match="nothing is written"):
+        job(source, tmp_path / "out.jsonl", answer)
+    assert [each.name for each in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_output_that_cannot_be_renamed_is_kept_beside(rows: Callable[..., Path], tmp_path: Path) -> None:
+    out, part = tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+
+    def answer(row: Row) -> Answer:
+        out.mkdir(exist_ok=True)  # somebody takes the name while the job runs
+        return echo(row)
+
+    with pytest.raises(OutputError, match=r"cannot rename .*1 finished row is safe in .*\.part"):
+        job(rows({"prompt": "a"}), out, answer)
+    assert len(read(part)) == 1
+
+
+# Standard input and output
+
+
+PIPE = """
+from frcli.decode.answer import Answer
+from frcli.errors import FrcliError
+from frcli.jobs.run import run
+import sys
+try:
+    run(None, None, lambda row: Answer(row.prompt, "eos", 1, 1, {}), model="m")
+except FrcliError as error:
+    print(type(error).__name__, error, file=sys.stderr)
+"""
+
+
+def pipe(lines: bytes, **streams: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [sys.executable, "-c", PIPE], input=lines, env=environment, stderr=subprocess.PIPE, check=False, **streams
+    )
+
+
+def test_a_pipe_in_and_a_pipe_out() -> None:
+    ended = pipe(b'{"prompt": "\xc3\xa9"}\n{"prompt": "b"}', stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert [json.loads(line)["text"] for line in ended.stdout.splitlines()] == ["\u00e9", "b"]
+
+
+@needs_full
+def test_standard_output_that_is_full_is_one_sentence() -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = pipe(b'{"prompt": "a"}\n', stdout=full)
+    assert (ended.returncode, ended.stderr) == (
+        0,
+        b"OutputError cannot write standard output: no space left on device\n",
+    )
+
+
+def test_nothing_on_standard_input_is_one_sentence() -> None:
+    ended = pipe(b"", stdout=subprocess.PIPE)
+    assert ended.stderr == b"DataError standard input has no rows; give one JSON object a line\n"

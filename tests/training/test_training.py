@@ -1,0 +1,184 @@
+"""Training on tiny real models: the losses by hand, batches, and runs that are cut off and go on."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from frcli.examples import Encoded
+from frcli.training.batches import make_batch, plan_epoch
+from frcli.training.loop import Progress, Schedule, learning_rate, plan
+
+EXAMPLES = [Encoded([1 + i, 2, 3], [4 + i % 5, 5, 2]) for i in range(12)] + [
+    Encoded([9] * 9, [8, 7]),
+    Encoded([6], [7]),
+]
+
+
+def test_a_batch_points_at_the_place_before_each_answer_token() -> None:
+    batch = make_batch([Encoded([1, 2, 3], [4, 5]), Encoded([6], [7])], [1, 0])
+    assert batch.ids.tolist() == [[6, 7, 0, 0, 0], [1, 2, 3, 4, 5]]
+    assert batch.row.tolist() == [0, 1, 1]
+    assert batch.position.tolist() == [0, 2, 3]
+    assert batch.target.tolist() == [7, 4, 5]
+
+
+def test_an_epoch_has_every_example_once_within_the_budget() -> None:
+    batches = plan_epoch(EXAMPLES, 24, random.Random(3))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(EXAMPLES)))
+    sizes = [len(e.prompt) + len(e.answer) for e in EXAMPLES]
+    assert all(len(batch) * max(sizes[i] for i in batch) <= 24 or len(batch) == 1 for batch in batches)
+
+
+def test_the_seed_alone_decides_the_order() -> None:
+    one = plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1))
+    assert one == plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1))
+    assert one != plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=2))
+    assert plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1, max_steps=3)) == one[:3]
+
+
+def test_learning_rate_by_hand() -> None:
+    schedule = Schedule(learning_rate=1.0, warmup=0.2)
+    rates = [learning_rate(step, 10, schedule) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)  # half of the 8 steps after the warm-up are done
+    assert rates[9] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_gguf(tmp_path_factory.mktemp("base") / "tiny.gguf")
+
+
+def no_report(progress: Progress) -> None:
+    assert math.isfinite(progress.losses["loss"])
+
+
+@pytest.mark.train
+def test_routing_loss_by_hand() -> None:
+    import torch
+
+    from frcli.training.router import Scores, routing_loss
+
+    # Softmax of (0, ln 3) is (1/4, 3/4); token 0: (2 + 3 * 4) / 4 = 3.5, token 1: agreed, token 2: (1 + 1) / 2 = 1.
+    weights = torch.tensor([[0.0, math.log(3)], [5.0, 1.0], [2.0, 2.0]])
+    nll = torch.tensor([[2.0, 4.0], [9.0, 9.0], [1.0, 1.0]])
+    best = np.array([[3, 7, 8], [4, 7, 9]], np.int32)
+    disagree = Scores(nll.numpy().T, best).disagree
+    assert disagree.tolist() == [True, False, True]
+    assert float(routing_loss(weights, nll, torch.from_numpy(disagree))) == pytest.approx(4.5)
+
+
+@pytest.mark.train
+def test_answer_loss_is_the_mean_nll_of_the_numpy_reference(base: Path) -> None:
+    from converters.checkpoint import open_checkpoint
+    from converters.reference import logits
+    from frcli.training.base import load_base
+    from frcli.training.expert import answer_loss
+
+    model = load_base(base, 1)
+    checkpoint = open_checkpoint(base)
+    total, count = 0.0, 0
+    for example in EXAMPLES[-3:]:
+        rows = np.asarray(logits(checkpoint, [*example.prompt, *example.answer]), np.float64)
+        for i, token in enumerate(example.answer):
+            row = rows[len(example.prompt) - 1 + i]
+            total += math.log(np.exp(row - row.max()).sum()) + row.max() - row[token]
+            count += 1
+    loss = float(answer_loss(model, make_batch(EXAMPLES, [11, 12, 13])))
+    assert loss == pytest.approx(total / count, abs=1e-4)
+
+
+@pytest.mark.train
+def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(base: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    from frcli.training.expert import train_expert
+
+    losses: list[float] = []
+    schedule = Schedule(epochs=4, budget=24, learning_rate=1e-2, seed=1, save_every=5)
+
+    def train(out: Path, stop: int = 0) -> None:
+        def report(progress: Progress) -> None:
+            losses.append(progress.losses["loss"])
+            if progress.step == stop:
+                raise KeyboardInterrupt
+
+        train_expert(base, EXAMPLES, out, rank=4, schedule=schedule, threads=1, report=report)
+
+    train(tmp_path / "whole")
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", stop=8)
+    assert (tmp_path / "cut" / "checkpoint.pt").exists()
+    train(tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys()
+    assert all(np.array_equal(whole[key], cut[key]) for key in whole)
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+
+
+@pytest.mark.train
+def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(base: Path, tmp_path: Path) -> None:
+    from converters.router import convert_router
+    from frcli.sources.onnx import OnnxRouter
+    from frcli.sources.source import Feed
+    from frcli.training.expert import train_expert
+    from frcli.training.router import train_router
+
+    expert = tmp_path / "expert"
+    train_expert(
+        base,
+        EXAMPLES,
+        expert,
+        rank=4,
+        schedule=Schedule(epochs=6, budget=48, learning_rate=1e-2),
+        threads=1,
+        report=no_report,
+    )
+    last: dict[str, float] = {}
+    file = train_router(
+        base,
+        {"general": None, "taught": expert},
+        EXAMPLES,
+        tmp_path / "router",
+        rank=4,
+        lam=1 / 3,
+        schedule=Schedule(epochs=12, budget=48, learning_rate=1e-2),
+        threads=1,
+        report=lambda progress: last.update(progress.losses),
+        report_scores=lambda name, done, total: None,
+    )
+    assert last["routed_nll"] < last["best_nll"] + 0.3
+    convert_router(base, tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", check=False)
+    router = OnnxRouter(tmp_path / "r.onnx", context=64)
+    chosen = []
+    for example in EXAMPLES:
+        router.rewind(0, 0)
+        rows = router.extend([Feed(0, [*example.prompt, *example.answer[:-1]], len(example.answer))])[0]
+        assert rows.weights is not None
+        chosen += rows.weights.argmax(axis=1).tolist()
+    assert np.mean(chosen) > 0.8  # the taught expert knows these answers, the base does not
+
+
+@pytest.mark.train
+def test_scores_are_kept_until_the_examples_or_the_adapter_change(base: Path, tmp_path: Path) -> None:
+    from frcli.training.router import all_scores
+
+    asked: list[str] = []
+
+    def scores(examples: list[Encoded]) -> None:
+        all_scores(base, {"general": None}, examples, tmp_path, 1, lambda name, done, total: asked.append(name))
+
+    scores(EXAMPLES)
+    assert asked
+    asked.clear()
+    scores(EXAMPLES)
+    assert not asked
+    scores(EXAMPLES[1:])
+    assert asked

@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: bundle lint
 	$(BIN)/pytest
 
 $(VENV)/.extras: $(VENV)/.installed
@@ -42,7 +42,7 @@ $(VENV)/.extras: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[train]"
 	touch $@
 
-test-all: lint $(VENV)/.extras
+test-all: bundle lint $(VENV)/.extras
 	FRCLI_TEST_ALL=1 $(BIN)/pytest
 
 clean:

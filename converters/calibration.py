@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Array, Checkpoint, LlamaConfig
+from converters.checkpoint import EMBEDDING, Array, Checkpoint, LlamaConfig
 from converters.gptq import Hessian, quantize_calibrated
 from converters.quantize import Quantized
 from converters.weights import Matrix, Precision, Weights, linears, rounded, stacked
@@ -19,23 +19,29 @@ _Linear = Callable[[tuple[str, ...], Array], Array]
 def calibrated(checkpoint: Checkpoint, precision: Precision, tokens: NDArray[np.int32]) -> Weights:
     """Return the checkpoint's weights, the layers quantized so that their outputs on ``tokens`` change little.
 
-    ``tokens`` [sequences, length] are texts of the kind that the model will read. They go through the model once: each
-    matrix is quantized for the inputs that reach it (:mod:`converters.gptq`), and the texts go on through what came of
-    it, so that a layer makes up for what those before it lost. Embedding and head are rounded only.
+    ``tokens`` [sequences, length] are texts of the kind that the model will read. They go through the source and,
+    beside it, through the quantized model: each matrix is quantized for the inputs that reach it behind the quantized
+    layers, to give the outputs of the source (:mod:`converters.gptq`), so that a layer makes up for what those before
+    it lost. Embedding and head are rounded only.
     """
     others = rounded(checkpoint, precision)
     layers: dict[tuple[str, ...], Quantized] = {}
 
-    def quantized(modules: tuple[str, ...], inputs: Array) -> Array:
-        hessian = Hessian(inputs.reshape(-1, inputs.shape[-1]))
-        matrix = quantize_calibrated(stacked(checkpoint, modules), hessian, precision.bits, precision.symmetric)
-        layers[modules] = matrix
-        return inputs @ matrix.dequantize().T
+    def linear(modules: tuple[str, ...], inputs: Array) -> Array:
+        weights = stacked(checkpoint, modules)
+        source, behind = inputs.reshape(2, -1, inputs.shape[-1])
+        hessian = Hessian(behind)
+        aim = hessian.aim(weights, source)
+        layers[modules] = matrix = quantize_calibrated(aim, hessian, precision.bits, precision.symmetric)
+        outputs = np.concatenate([source @ weights.T, behind @ matrix.dequantize().T])
+        return outputs.reshape(*inputs.shape[:-1], -1)
 
     table = others(["model.embed_tokens"])
-    state = (table.dequantize() if isinstance(table, Quantized) else table)[tokens]
+    rounded_table = table.dequantize() if isinstance(table, Quantized) else table
+    # Each text twice: first as it goes through the source, then through the quantized model.
+    state = np.concatenate([checkpoint.tensor(EMBEDDING)[tokens], rounded_table[tokens]])
     for layer in range(checkpoint.config.layers):
-        state = _forward(checkpoint, layer, state, quantized)
+        state = _forward(checkpoint, layer, state, linear)
 
     def weights(modules: Sequence[str]) -> Matrix:
         return layers.get(tuple(modules)) or others(modules)

@@ -15,6 +15,13 @@ H = (U + I) D (U + I)^T, U strictly upper triangular and D diagonal, the value t
 
 and the error left in the end is sum_j D_jj (t_j - q_j)^2 / 2. That this is GPTQ is theorem 6 of Chee et al. 2023 (QuIP,
 arXiv 2307.13304). So D weighs the columns of a block against each other in the search for its scale and zero point.
+
+The inputs X of a layer behind quantized layers are not those X' that the source's layer gets. What Q should meet is
+therefore W X', not W X (Li et al. 2025, GPTAQ, arXiv 2504.02692). With a damping that holds Q to W,
+
+    ||Q X - W X'||^2 + damping ||Q - W||^2 = (Q - V) H (Q - V)^T / 2 + constant,    V = W + 2 W (X' - X) X^T H^-1
+
+so that the procedure above is applied to V in place of W.
 """
 
 from __future__ import annotations
@@ -34,11 +41,11 @@ DAMPING = 0.01
 
 
 class Hessian:
-    """The Hessian 2 X^T X of the output error of linear layers that read the inputs ``inputs``, float32 [n, columns].
+    """The Hessian of the output error of linear layers that read the inputs ``inputs``, float32 [n, columns].
 
-    ``damping`` times the mean of its diagonal is added to the diagonal. It is held as ``feedback`` (U above) and
-    ``importance`` (the diagonal of D), float32 [columns, columns] and [columns], padded to whole blocks; factor 2 and
-    scale of the inputs cancel in both.
+    ``matrix`` is H / 2 in float64, with ``damping`` times the mean of the diagonal added to the diagonal. Its factors
+    are ``feedback`` (U + I above, float32 [columns, columns]) and ``importance`` (the diagonal of D, float32
+    [columns]), both padded to whole blocks.
     """
 
     def __init__(self, inputs: Array, damping: float = DAMPING) -> None:
@@ -51,9 +58,18 @@ class Hessian:
         # numpy has lower triangular factors only: those of the matrix turned round are the upper ones of this.
         factor = np.linalg.cholesky(hessian[::-1, ::-1])[::-1, ::-1]
         diagonal = np.diagonal(factor)
-        self.columns = columns
+        self.inputs, self.matrix, self.columns = inputs, hessian[:columns, :columns], columns
         self.feedback = (factor / diagonal).astype(np.float32)
         self.importance = np.square(diagonal).astype(np.float32)
+
+    def aim(self, weights: Array, source: Array) -> Array:
+        """Return the weights, float32 [rows, columns], that the quantized ones should come close to (V above).
+
+        ``source`` float32 [n, columns] are the inputs that the layer has in the source, X'^T above.
+        """
+        drift = self.inputs.T @ (source - self.inputs)
+        change = np.linalg.solve(self.matrix, (drift @ weights.T).astype(np.float64))
+        return np.asarray(weights + change.T, dtype=np.float32)
 
 
 def quantize_calibrated(weights: Array, hessian: Hessian, bits: int = 4, symmetric: bool = False) -> Quantized:

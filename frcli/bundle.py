@@ -91,7 +91,7 @@ class RouterTable(_Table):
     trained: InsidePath | None = None
     source: str | None = None
     sha256: Sha256 | None = None
-    precision: str = Field(default="int4", pattern="^(fp32|int4)$")
+    precision: str = Field(default="int4", pattern="^(fp32|int8|int4)$")
 
     @model_validator(mode="after")
     def _one_kind(self) -> RouterTable:

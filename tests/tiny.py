@@ -268,12 +268,13 @@ def write_trained(
     rank: int = 4,
     scale: float = 2.0,
     base_sha256: str = "",
+    calibration: NDArray[np.int32] | None = None,
 ) -> Path:
     """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base."""
     from converters.trained import save_trained
 
     routing = np.random.default_rng(seed + 1000).standard_normal((len(experts), shape.hidden)).astype(np.float32)
-    save_trained(path, lora(shape, seed, rank), routing, experts, scale, base_sha256)
+    save_trained(path, lora(shape, seed, rank), routing, experts, scale, base_sha256, calibration=calibration)
     return path
 
 

@@ -17,7 +17,7 @@ Base = Annotated[Path, typer.Option("--base", help="GGUF file of the base model.
 Trained = Annotated[Path, typer.Option("--trained", help="router.safetensors, or its folder.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
 Dtype = Annotated[str, typer.Option("--dtype", help="Numbers in the file: f16 or f32.")]
-Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4 or fp32.")]
+Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4, int8 or fp32.")]
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Most tokens; as the base, at most 8192, if not given.")
 ]

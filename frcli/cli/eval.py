@@ -67,7 +67,7 @@ def nll(
     policy = "fusionroute" if opened.manifest.router else f"expert:{opened.experts[0]}"
     options = Options(policy=policy, context=max_length, threads=threads, max_rows=64)
     results: dict[str, Sums] = {}
-    document: dict[str, Any] = {"bundle": opened.name, "columns": {}}
+    document: dict[str, Any] = {"bundle": opened.name, "columns": {}, "files": {}}
     with Engine(opened, options) as engine:
         if engine.template is None:
             raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
@@ -79,6 +79,7 @@ def nll(
                     sums = score_all(encoded, experts, engine.router, grid, engine.width, report)
                 results.setdefault(column, Sums()).add(sums)
                 document["columns"][column] = _plain(results[column])
+                document["files"][Path(spec).name] = _plain(sums)
                 if out is not None:
                     _save(document, out)  # after each file: an evaluation takes long and may be cut off
     write(table(document) + "\n")

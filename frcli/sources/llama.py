@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import operator
 import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -20,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from frcli.errors import ContextError, ModelError
-from frcli.sources.source import Feed, Logits, Rows
+from frcli.errors import ModelError
+from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
 
 log = logging.getLogger("frcli.llama")
 
@@ -268,17 +267,19 @@ class LlamaSource:
         return self._lengths[self._checked(seq)]
 
     def _checked(self, seq: int) -> int:
+        self._check_open()
+        return check_sequence(seq, self._sequences, self._model.path.name)
+
+    def _check_open(self) -> None:
         if self._ctx is None:
             raise ModelError(f"the context of {self._model.path.name} is closed")
-        if not 0 <= operator.index(seq) < self._sequences:
-            raise ModelError(f"sequence {seq} does not exist: this source holds {self._sequences}")
-        return seq
 
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """See :meth:`LogitSource.extend`. One row, or rows of one call, come as a view; rows of several calls are
         copied.
         """
-        self._check(feeds)
+        self._check_open()
+        check_feeds(feeds, self._lengths, context=self._context, width=self.width, name=self._model.path.name)
         planned = [0] * self._sequences
         chunk: list[tuple[int, int]] = []  # (feed, row) of the outputs of the call that is being filled
         filled, results = 0, [np.empty((0, self.width), np.float32) for _ in feeds]
@@ -309,21 +310,6 @@ class LlamaSource:
             self._decode(filled, planned)
             self._collect(chunk, results, copy=False)
         return [Rows(logits) for logits in results]
-
-    def _check(self, feeds: Sequence[Feed]) -> None:
-        grown = list(self._lengths)
-        for feed in feeds:
-            n = len(feed.tokens)
-            if not 0 <= feed.rows <= n:
-                raise ModelError(f"{feed.rows} rows were asked of {n} tokens")
-            grown[self._checked(feed.seq)] += n
-            if grown[feed.seq] > self._context:
-                raise ContextError(
-                    f"{grown[feed.seq]} tokens do not fit in a context of {self._context}",
-                    "shorten the text or raise --ctx",
-                )
-            if n and not 0 <= min(feed.tokens) <= max(feed.tokens) < self.width:
-                raise ModelError(f"a token is outside the vocabulary of {self.width} of {self._model.path.name}")
 
     def _decode(self, filled: int, planned: list[int]) -> None:
         self._batch.n_tokens = filled

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frcli.bundle import ROUTER_FORMAT
-from frcli.errors import ContextError, ModelError
-from frcli.sources.source import Feed, Rows
+from frcli.errors import ModelError
+from frcli.sources.source import Feed, Rows, check_feeds, check_sequence
 
 
 class OnnxRouter:
@@ -75,27 +75,13 @@ class OnnxRouter:
         return self._lengths[self._checked(seq)]
 
     def _checked(self, seq: int) -> int:
-        if not 0 <= seq < len(self._lengths):
-            raise ModelError(f"sequence {seq} does not exist: this router holds {len(self._lengths)}")
-        return seq
+        return check_sequence(seq, len(self._lengths), self.path.name)
 
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """See :meth:`LogitSource.extend`; the sequences are read one after the other."""
         if self._session is None:
             raise ModelError(f"the router {self.path} is closed")
-        grown = list(self._lengths)
-        for feed in feeds:
-            n = len(feed.tokens)
-            if not 0 <= feed.rows <= n:
-                raise ModelError(f"{feed.rows} rows were asked of {n} tokens")
-            grown[self._checked(feed.seq)] += n
-            if grown[feed.seq] > self._context:
-                raise ContextError(
-                    f"{grown[feed.seq]} tokens do not fit in a context of {self._context}",
-                    "shorten the text or raise --ctx",
-                )
-            if n and not 0 <= min(feed.tokens) <= max(feed.tokens) < self._width:
-                raise ModelError(f"a token is outside the router's vocabulary of {self._width}")
+        check_feeds(feeds, self._lengths, context=self._context, width=self._width, name=self.path.name)
         wanted = sum(feed.rows for feed in feeds)
         if wanted > len(self._logits):
             self._logits = np.empty((wanted, self._width), np.float32)

@@ -13,6 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from frcli.errors import ContextError, ModelError
+
 Logits = NDArray[np.float32]
 
 
@@ -68,3 +70,31 @@ class LogitSource(Protocol):
 
     def close(self) -> None:
         """Free the model's memory; every row it gave becomes invalid."""
+
+
+def check_feeds(feeds: Sequence[Feed], lengths: Sequence[int], *, context: int, width: int, name: str) -> None:
+    """Raise for feeds that a source must not begin to read, given how many tokens its sequences have read.
+
+    ``ContextError`` for a sequence that would outgrow ``context``; ``ModelError`` for a sequence, a token or a number
+    of rows that does not exist. C libraries answer some of these by ending the process.
+    """
+    grown = list(lengths)
+    for feed in feeds:
+        n = len(feed.tokens)
+        if not 0 <= feed.rows <= n:
+            raise ModelError(f"{feed.rows} rows were asked of {n} tokens")
+        check_sequence(feed.seq, len(lengths), name)
+        grown[feed.seq] += n
+        if grown[feed.seq] > context:
+            raise ContextError(
+                f"{grown[feed.seq]} tokens do not fit in a context of {context}", "shorten the text or raise --ctx"
+            )
+        if n and not 0 <= min(feed.tokens) <= max(feed.tokens) < width:
+            raise ModelError(f"a token is outside the vocabulary of {width} of {name}")
+
+
+def check_sequence(seq: int, sequences: int, name: str) -> int:
+    """``seq``, or ``ModelError`` when a source of so many sequences does not hold it."""
+    if not 0 <= seq < sequences:
+        raise ModelError(f"sequence {seq} does not exist: {name} holds {sequences}")
+    return seq

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,17 +32,16 @@ def require(*modules: str) -> None:
 def load_base(path: Path, threads: int) -> Any:
     """The model in ``path`` (GGUF) as a float32 transformers model in evaluation mode, all parameters frozen."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")  # transformers draws a bar of its own while it reads a GGUF
     require("torch", "transformers", "peft")
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     torch.set_num_threads(threads)
     try:
-        model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+        with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar of its own while it reads a GGUF
+            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read {path}: {error}") from None
     model.requires_grad_(False)

@@ -75,3 +75,21 @@ def plan_epoch(examples: Sequence[Encoded], budget: int, rng: random.Random, poo
         batches.append(batch)
     rng.shuffle(batches)
     return batches
+
+
+def calibration_tokens(
+    examples: Sequence[Encoded], seed: int, sequences: int = 16, length: int = 256
+) -> NDArray[np.int32] | None:
+    """Sequences of training text for calibrated quantization: int32 [at most ``sequences``, ``length``].
+
+    Examples in an order that the seed decides, one behind the other, cut into pieces; None when they do not fill one.
+    """
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    tokens: list[int] = []
+    for index in order:
+        if len(tokens) >= sequences * length:
+            break
+        tokens += examples[index].prompt + examples[index].answer
+    filled = min(sequences, len(tokens) // length)
+    return np.array(tokens[: filled * length], np.int32).reshape(filled, length) if filled else None

@@ -52,7 +52,7 @@ def train_expert(
     # The folder of the base on this machine is of no use to anybody else.
     expert.peft_config["default"].base_model_name_or_path = base.name
     with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as folder:
-        expert.save_pretrained(folder)
+        expert.save_pretrained(folder, save_embedding_layers=False)  # else peft asks the hub about the base
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             (Path(folder) / name).replace(out / name)
     checkpoint.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ neither.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ from numpy.typing import NDArray
 from frcli.errors import ModelError
 from frcli.examples import Encoded
 from frcli.training.base import ROUTER_MODULES, add_lora, hidden_states, load_base
-from frcli.training.batches import Batch, make_batch, plan_epoch
+from frcli.training.batches import Batch, calibration_tokens, make_batch, plan_epoch
+from frcli.training.head import fit_head
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,8 +60,6 @@ def score_examples(
 
     ``report(done, total)`` is called after each batch, in examples.
     """
-    import random
-
     model = load_base(base, threads)
     import torch
 
@@ -118,6 +118,21 @@ def all_scores(
         Scores(nll[:, end - len(e.answer) : end], best[:, end - len(e.answer) : end])
         for e, end in zip(examples, ends, strict=True)
     ]
+
+
+def answer_states(model: Any, examples: Sequence[Encoded], budget: int = 2048) -> NDArray[np.float32]:
+    """The final hidden states before each answer token, example by example: float32 [answer tokens, hidden]."""
+    import torch
+
+    states: list[Any] = [None] * len(examples)
+    with torch.inference_mode():
+        for indices in plan_epoch(examples, budget, random.Random(0)):
+            batch = make_batch(examples, indices)
+            hidden = hidden_states(model, torch.from_numpy(batch.ids))
+            picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)].numpy()
+            for row, index in enumerate(batch.indices):
+                states[index] = picked[batch.row == row]
+    return np.concatenate(states)
 
 
 def routing_loss(weights: Any, nll: Any, disagree: Any) -> Any:
@@ -181,6 +196,13 @@ def train_router(
     files = [base, *(adapter / WEIGHTS for adapter in experts.values() if adapter is not None)]
     run = fingerprint(files, examples, list(experts), rank, lam, schedule)
     fit([*router.parameters(), *head.parameters()], loss_of, examples, schedule, checkpoint, run, report)
+    routing = fit_head(
+        head.weight.detach().numpy(),
+        answer_states(router, examples),
+        np.concatenate([score.nll for score in scores], axis=1),
+        np.concatenate([score.disagree for score in scores]),
+        np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples]),
+    )
     delta = {}
     for name, module in router.named_modules():
         if hasattr(module, "lora_A"):
@@ -192,7 +214,13 @@ def train_router(
     file = out / "router.safetensors"
     digest = hashlib.sha256(base.read_bytes()).hexdigest()
     save_trained(
-        file, delta=delta, routing=head.weight.detach().numpy(), experts=list(experts), scale=2.0, base_sha256=digest
+        file,
+        delta=delta,
+        routing=routing,
+        experts=list(experts),
+        scale=2.0,
+        base_sha256=digest,
+        calibration=calibration_tokens(examples, schedule.seed),
     )
     checkpoint.unlink(missing_ok=True)
     return file

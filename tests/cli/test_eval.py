@@ -35,7 +35,12 @@ def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: P
     options = ("--gammas", "0,0.5,0.5,1", "--max-length", "128", "-o", out)
     result = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}@0:3", "--data", f"b={data}@3:", *options)
     assert result.returncode == 0, result.stderr
-    columns = json.loads(out.read_text())["columns"]
+    document = json.loads(out.read_text())
+    columns = document["columns"]
+    assert {name: file["examples"] for name, file in document["files"].items()} == {
+        "rows.jsonl@0:3": 3,
+        "rows.jsonl@3:": 1,
+    }
     assert [column["examples"] for column in columns.values()] == [3, 1]
     systems = ["general", "math", "code", "router", "fused 0.0", "fused 0.5", "fused 1.0"]
     for column in columns.values():

@@ -31,6 +31,35 @@ def test_round_trip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(got.delta[Q0].b, b)
 
 
+def test_calibration(tmp_path: Path) -> None:
+    ids = np.arange(15, dtype=np.int32).reshape(3, 5)
+    got = read_trained(tiny.write_trained(tmp_path / "with.safetensors", calibration=ids))
+    assert got.calibration is not None and got.calibration.dtype == np.int32
+    np.testing.assert_array_equal(got.calibration, ids)
+    assert read_trained(tiny.write_trained(tmp_path / "without.safetensors")).calibration is None
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((2, 3), np.int64), "int64"),
+        (np.zeros((2, 3), np.float32), "float32"),
+        (np.zeros(6, np.int32), r"shape \[6\]"),
+        (np.zeros((0, 3), np.int32), "0 sequences of 3"),
+        (np.zeros((1, 4096), np.int32), "1 sequences of 4096"),
+        (np.zeros((17, 2048), np.int32), "17 sequences of 2048"),
+        (np.full((2, 3), -1, np.int32), "the token -1"),
+    ],
+)
+def test_refused_calibration(ids: Any, message: str, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        tiny.write_trained(tmp_path / "r.safetensors", calibration=ids)
+    metadata = {"experts": json.dumps(["general", "math"]), "scale": "2.0", "base_sha256": ""}
+    save_file(load_file(trained) | {"calibration": ids}, tmp_path / "r.safetensors", metadata=metadata)
+    with pytest.raises(ModelError, match=message):
+        read_trained(tmp_path / "r.safetensors")
+
+
 def test_existing_file(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "router.safetensors"
     file.write_bytes(b"precious")

@@ -98,8 +98,8 @@ def test_sequences_and_forks(files: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("feed", "error", "words"),
     [
-        (Feed(0, [100_000]), ModelError, "outside the router's vocabulary"),
-        (Feed(0, [-1]), ModelError, "outside the router's vocabulary"),
+        (Feed(0, [100_000]), ModelError, "outside the vocabulary"),
+        (Feed(0, [-1]), ModelError, "outside the vocabulary"),
         (Feed(3, [1]), ModelError, "sequence 3 does not exist"),
         (Feed(0, [1], 2), ModelError, "2 rows were asked of 1"),
         (Feed(0, [1] * 65), ContextError, "65 tokens do not fit in a context of 64"),

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from frcli.examples import Encoded
-from frcli.training.batches import make_batch, plan_epoch
+from frcli.training.batches import calibration_tokens, make_batch, plan_epoch
 from frcli.training.loop import Progress, Schedule, learning_rate, plan
 
 EXAMPLES = [Encoded([1 + i, 2, 3], [4 + i % 5, 5, 2]) for i in range(12)] + [
@@ -40,6 +40,17 @@ def test_the_seed_alone_decides_the_order() -> None:
     assert one == plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1))
     assert one != plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=2))
     assert plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1, max_steps=3)) == one[:3]
+
+
+def test_calibration_is_whole_examples_one_behind_the_other() -> None:
+    tokens = calibration_tokens(EXAMPLES, 1, sequences=3, length=8)
+    assert tokens is not None and tokens.shape == (3, 8) and tokens.dtype == np.int32
+    whole = [token for example in EXAMPLES for token in [*example.prompt, *example.answer]]
+    assert set(tokens.ravel().tolist()) <= set(whole)
+    np.testing.assert_array_equal(tokens, calibration_tokens(EXAMPLES, 1, sequences=3, length=8))
+    few = calibration_tokens(EXAMPLES, 1, sequences=50, length=16)
+    assert few is not None and few.shape == (len(whole) // 16, 16)
+    assert calibration_tokens(EXAMPLES[:1], 1, length=256) is None
 
 
 def test_learning_rate_by_hand() -> None:
@@ -72,6 +83,39 @@ def test_routing_loss_by_hand() -> None:
     disagree = Scores(nll.numpy().T, best).disagree
     assert disagree.tolist() == [True, False, True]
     assert float(routing_loss(weights, nll, torch.from_numpy(disagree))) == pytest.approx(4.5)
+
+
+@pytest.mark.train
+def test_the_fitted_head_is_a_minimum_of_the_routing_loss() -> None:
+    import torch
+
+    from frcli.training.head import fit_head
+    from frcli.training.router import routing_loss
+
+    random = np.random.default_rng(4)
+    hidden = random.normal(size=(200, 6)).astype(np.float32)
+    nll = np.abs(random.normal(size=(3, 200))).astype(np.float32)
+    nll[0] += 2 * (hidden[:, 0] > 0)  # expert 0 is bad where the first feature is positive
+    disagree = np.arange(200) % 4 > 0
+    importance = (1 / (1 + np.arange(200) % 5)).astype(np.float32)
+    share = torch.from_numpy(importance / importance[disagree].sum())
+
+    def loss(head: np.ndarray) -> float:
+        weights = torch.from_numpy(hidden @ head.T)
+        parts = [
+            routing_loss(weights[t : t + 1], torch.from_numpy(nll[:, t : t + 1].T), torch.tensor([bool(disagree[t])]))
+            for t in range(200)
+        ]
+        return float((torch.stack(parts) * share).sum() + 1e-3 * (head**2).sum())
+
+    start = np.zeros((3, 6), np.float32)
+    head = fit_head(start, hidden, nll, disagree, importance)
+    assert loss(head) < loss(start) - 0.1
+    for _ in range(20):
+        assert loss(head) <= loss(head + random.normal(size=head.shape).astype(np.float32) * 0.05) + 1e-5
+    chosen = (hidden @ head.T).argmax(axis=1)
+    assert (chosen[hidden[:, 0] > 1] != 0).all()
+    np.testing.assert_array_equal(fit_head(start, hidden, nll, np.zeros(200, bool), importance), start)
 
 
 @pytest.mark.train

@@ -33,7 +33,9 @@ def calibrated(checkpoint: Checkpoint, precision: Precision, tokens: NDArray[np.
         hessian = Hessian(behind)
         aim = hessian.aim(weights, source)
         layers[modules] = matrix = quantize_calibrated(aim, hessian, precision.bits, precision.symmetric)
-        outputs = np.concatenate([source @ weights.T, behind @ matrix.dequantize().T])
+        outputs = np.empty((2, len(source), len(weights)), dtype=np.float32)
+        np.matmul(source, weights.T, out=outputs[0])
+        np.matmul(behind, matrix.dequantize().T, out=outputs[1])
         return outputs.reshape(*inputs.shape[:-1], -1)
 
     table = others(["model.embed_tokens"])
@@ -58,8 +60,12 @@ def _forward(checkpoint: Checkpoint, layer: int, state: Array, linear: _Linear) 
     normed = _rms_norm(state, checkpoint.tensor(f"{prefix}post_attention_layernorm.weight"), config.rms_eps)
     both = linear(gate_up, normed)
     gate, up = both[..., : config.intermediate], both[..., config.intermediate :]
-    active = np.asarray(gate * (1 + np.tanh(gate / 2)) / 2, dtype=np.float32)  # x sigmoid(x), without overflow
-    return state + linear(down, active * up)
+    active = np.tanh(gate / 2)  # x sigmoid(x) is x (1 + tanh(x / 2)) / 2, without overflow
+    active += 1
+    active *= gate
+    active /= 2
+    active *= up
+    return state + linear(down, active)
 
 
 def _rms_norm(state: Array, weight: Array, eps: float) -> Array:

@@ -26,8 +26,6 @@ so that the procedure above is applied to V in place of W.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -86,26 +84,22 @@ def quantize_calibrated(weights: Array, hessian: Hessian, bits: int = 4, symmetr
     scales = np.empty((rows, blocks), dtype=np.float32)
     zeros = np.empty((rows, blocks), dtype=np.uint8)
 
-    def fill(part: slice) -> None:
-        # Columns are the rows here, so that each is contiguous.
-        wanted = np.pad(weights[part].T, ((0, blocks * BLOCK - columns), (0, 0)))
-        error = np.empty_like(wanted)
-        for block in range(blocks):
-            first, end = block * BLOCK, (block + 1) * BLOCK
-            target = wanted[first:end] + hessian.feedback[:first, first:end].T @ error[:first]
-            importance = hessian.importance[first:end]
-            _, scale, zero = search(np.ascontiguousarray(target.T), bits, symmetric, importance / importance.max())
-            inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-            lowest = -zero.astype(np.float32)
-            for column in range(BLOCK):
-                at = first + column
-                level = np.clip(np.rint(target[column] * inverse), lowest, lowest + ((1 << bits) - 1))
-                levels[part, block, column] = level - lowest
-                error[at] = wanted[at] - level * scale
-                target[column + 1 :] += hessian.feedback[at, at + 1 : end, None] * error[at]
-            scales[part, block], zeros[part, block] = scale, zero
-
-    half = -(-rows // 2)
-    with ThreadPoolExecutor(2) as threads:
-        list(threads.map(fill, (slice(0, half), slice(half, rows))))
+    # Columns are the rows here, so that each is contiguous.
+    wanted = np.pad(weights.T, ((0, blocks * BLOCK - columns), (0, 0)))
+    error = np.empty_like(wanted)
+    for block in range(blocks):
+        first, end = block * BLOCK, (block + 1) * BLOCK
+        target = wanted[first:end] + hessian.feedback[:first, first:end].T @ error[:first]
+        importance = hessian.importance[first:end]
+        _, scale, zero = search(np.ascontiguousarray(target.T), bits, symmetric, importance / importance.max())
+        inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+        lowest = -zero.astype(np.float32)
+        # In one thread: with many small steps, two would wait for each other's turn with the interpreter.
+        for column in range(BLOCK):
+            at = first + column
+            level = np.clip(np.rint(target[column] * inverse), lowest, lowest + ((1 << bits) - 1))
+            levels[:, block, column] = level - lowest
+            error[at] = wanted[at] - level * scale
+            target[column + 1 :] += hessian.feedback[at, at + 1 : end, None] * error[at]
+        scales[:, block], zeros[:, block] = scale, zero
     return from_levels(bits, columns, levels, scales, None if symmetric else zeros)

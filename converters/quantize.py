@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float32]
+
 BLOCK = 32
 # Weights handled at once by a thread: small enough that the search's temporaries stay in the processor's cache.
 _CHUNK = 1 << 17
@@ -100,24 +102,30 @@ def search(
     best_gain = np.full(len(blocks), -1.0, dtype=np.float32)
     best_scale = np.zeros(len(blocks), dtype=np.float32)
     best_zero = np.full(len(blocks), 1 << (bits - 1), dtype=np.float32)
-    best_levels = np.full(blocks.shape, 1 << (bits - 1), dtype=np.float32)
-    levels = np.empty_like(blocks)
+    best_step = np.zeros(len(blocks), dtype=np.float32)
+    levels, squares = np.empty_like(blocks), np.empty_like(blocks)
     for step, zero in _candidates(blocks, bits, symmetric):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.where(step == 0, np.float32(0), 1 / step)
-        np.multiply(blocks, inverse[:, None], out=levels)
-        np.rint(levels, out=levels)
-        np.clip(levels, -zero[:, None], top - zero[:, None], out=levels)
+        _round(blocks, step, zero, top, levels)
         product = np.einsum("nk,nk->n", counted, levels)
-        norm = np.einsum("nk,nk->n", levels if importance is None else levels * importance, levels)
+        weighted = levels if importance is None else np.multiply(levels, importance, out=squares)
+        norm = np.einsum("nk,nk->n", weighted, levels)
         scale = np.divide(product, norm, out=np.zeros_like(product), where=norm > 0)
         gain = product * scale
         better = gain > best_gain
-        best_gain[better] = gain[better]
-        best_scale[better] = scale[better]
-        best_zero[better] = zero[better]
-        best_levels[better] = levels[better] + zero[better, None]
-    return best_levels.astype(np.uint8), best_scale, best_zero.astype(np.uint8)
+        for best, found in ((best_gain, gain), (best_scale, scale), (best_zero, zero), (best_step, step)):
+            np.copyto(best, found, where=better)
+    _round(blocks, best_step, best_zero, top, levels)
+    levels += best_zero[:, None]
+    return levels.astype(np.uint8), best_scale, best_zero.astype(np.uint8)
+
+
+def _round(blocks: Array, step: Array, zero: Array, top: int, levels: Array) -> None:
+    """Write the whole multiples of ``step`` [n] next to the ``blocks`` [n, 32], within the range of the bits."""
+    inverse = np.divide(1, step, out=np.zeros_like(step), where=step != 0)
+    np.multiply(blocks, inverse[:, None], out=levels)
+    np.rint(levels, out=levels)
+    np.maximum(levels, -zero[:, None], out=levels)  # faster than np.clip
+    np.minimum(levels, top - zero[:, None], out=levels)
 
 
 def _candidates(

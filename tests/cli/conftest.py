@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 from bundles import write_bundle
 
 from frcli.bundle import Bundle
@@ -66,7 +67,7 @@ def trio(home: Path, environ: dict[str, str]) -> Bundle:
     """A tiny bundle with a router that is built, reachable by the name ``trio``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FRCLI_CACHE", environ["FRCLI_CACHE"])
-        return write_bundle(home / "models" / "trio")
+        return write_bundle(home / "models" / "trio", shape=tiny.TinyShape(context=1 << 16))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ CTRL_C, CTRL_D, ENTER = "\x03", "\x04", "\r"
 COLOUR = re.compile(r"\x1b\[3[1-6]m")
 # A grammar that never ends keeps the answer going for as long as the test needs it.
 BANNED = ("--logit-bias", "0=-inf", "--logit-bias", "2=-inf")  # the tokens that end an answer
-ENDLESS = ("--grammar", 'root ::= ("la ")*', *BANNED, "-n", "0", "--ctx", "512")
+# A minute's worth of a tiny model's tokens: nobody's Ctrl-C comes later.
+ENDLESS = ("--grammar", 'root ::= ("la ")*', *BANNED, "-n", "0", "--ctx", "60000", "--policy", "expert:general")
 
 pytestmark = pytest.mark.usefixtures("trio")
 

@@ -12,11 +12,11 @@ import typer
 from frcli.cli import ui
 from frcli.cli.options import DECODING, Bundle, Json, with_settings
 from frcli.config import Settings, read_settings
-from frcli.errors import DataError, UsageError
+from frcli.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from frcli.chat.session import Session
-    from frcli.decode.answer import Answer
+    from frcli.decode.answer import Answer, Writing
 
 app = typer.Typer(add_completion=False)
 DEFAULTS = Settings()
@@ -40,6 +40,7 @@ def chat(bundle: Bundle = None, prompt: Prompt = None, as_json: Json = False, *,
     settings = read_settings(DEFAULTS, {**flags, "bundle": bundle})
 
     from frcli.bundle import DEFAULT_BUNDLE, read_bundle
+    from frcli.chat.interrupt import StopFlag
     from frcli.chat.session import Session
     from frcli.decode.engine import Engine
 
@@ -54,10 +55,18 @@ def chat(bundle: Bundle = None, prompt: Prompt = None, as_json: Json = False, *,
             _converse(session, opened.name)
             return
         session.conversation.ask(question)
+        # A flag, as in the chat: an exception may arrive where Python only reports it and goes on.
+        with StopFlag() as cancelled:
+            writing = session.write(cancelled)
+            answer = writing.run() if as_json else _stream(session, writing)
+        if answer.finish_reason == "cancelled":
+            raise Interrupted("stopped")
         if as_json:
-            ui.write_json(_as_json(session.write().run(), spans=settings.show_experts))
-        else:
-            _stream(session)
+            ui.write_json(_as_json(answer, spans=settings.show_experts))
+        elif ui.is_terminal(sys.stderr):
+            ui.say(ui.status(answer, settings.max_tokens))
+        elif answer.finish_reason in ("length", "context"):
+            ui.say(f"the answer was {ui.finish_phrase(answer, settings.max_tokens)}")
 
 
 def _question(prompt: str | None) -> str | None:
@@ -73,12 +82,11 @@ def _question(prompt: str | None) -> str | None:
     return "\n\n".join(part for part in (prompt, piped) if part and part.strip())
 
 
-def _stream(session: Session) -> None:
-    """Write the answer to the only question while it is made."""
+def _stream(session: Session, writing: Writing) -> Answer:
+    """Write the answer to the only question while it is made, and return it."""
     experts, settings = tuple(session.experts), session.settings
     if settings.show_experts:
         ui.legend(experts)
-    writing = session.write()
     writer = ui.AnswerWriter(experts, show_experts=settings.show_experts)
     try:
         for span in writing:
@@ -86,10 +94,7 @@ def _stream(session: Session) -> None:
     finally:
         writer.close()
     assert writing.answer is not None
-    if ui.is_terminal(sys.stderr):
-        ui.say(ui.status(writing.answer, settings.max_tokens))
-    elif writing.answer.finish_reason in ("length", "context"):
-        ui.say(f"the answer was {ui.finish_phrase(writing.answer, settings.max_tokens)}")
+    return writing.answer
 
 
 def _as_json(answer: Answer, *, spans: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from frcli.bundle import DEFAULT_BUNDLE, Bundle, read_bundle
 from frcli.decode.engine import Engine, Options
 from frcli.decode.loop import Step
 from frcli.decode.sampler import Sampling
+from frcli.sources.devices import physical_cores
 
 PROMPTS = [
     json.loads(line)["prompt"] for line in (Path(__file__).parent / "data" / "prompts.jsonl").read_text().splitlines()
@@ -34,25 +35,26 @@ def compare(bundle: Bundle, prompts: list[str], n: int, gamma: float) -> tuple[i
     A near-tie: both tokens are within ``NEAR_TIE`` of the best fused logit, or the router's two best weights are.
     """
     agreed = ties = 0
-    with Engine(bundle, Options(gamma=gamma)) as engine:
-        plain = reference(bundle, gamma, engine.threads)
-        for prompt in prompts:
+    plain = reference(bundle, gamma, physical_cores())
+    for prompt in prompts:
+        steps: list[Step] = []
+        with Engine(bundle, Options(gamma=gamma)) as engine:  # a new one: the next prompt would find a prefix read
             tokens = engine.encode_messages([{"role": "user", "content": prompt}])
-            steps: list[Step] = []
             engine.write(tokens, Sampling(temperature=0), max_tokens=n, on_step=steps.append).run()
-            assert len(steps) == n or steps[-1].finish == "eos"
-            for step in steps:
-                token, expert, fused = plain.step(tokens)
-                if step.token != token:
-                    assert step.weights is not None
-                    first, second = sorted(step.weights, reverse=True)[:2]
-                    same_expert = step.experts == (expert,)
-                    near = fused.max() - fused[step.token] < NEAR_TIE if same_expert else first - second < NEAR_TIE
-                    assert near, f"{prompt!r} at {len(tokens)}: {step}, not {token} by {expert}"
-                    ties += 1
-                    break
-                agreed += 1
-                tokens.append(step.token)
+        assert len(steps) == n or steps[-1].finish == "eos"
+        plain.begin()
+        for step in steps:
+            token, expert, fused = plain.step(tokens)
+            if step.token != token:
+                assert step.weights is not None
+                first, second = sorted(step.weights, reverse=True)[:2]
+                same_expert = step.experts == (expert,)
+                near = fused.max() - fused[step.token] < NEAR_TIE if same_expert else first - second < NEAR_TIE
+                assert near, f"{prompt!r} at {len(tokens)}: {step}, not {token} by {expert}"
+                ties += 1
+                break
+            agreed += 1
+            tokens.append(step.token)
     print(f"{agreed} tokens agreed, {ties} of {len(prompts)} prompts ended in a near-tie")
     return agreed, ties
 

@@ -128,6 +128,9 @@ class Settings:
     grammar_file: str | None = _setting(None, TEXT, "File with the GBNF grammar.")
     system: str | None = _setting(None, TEXT, "System prompt.")
     show_experts: bool = _setting(False, SWITCH, "Colour the text by the expert that wrote it.")
+    draft: str = _setting(
+        "auto", TEXT, "Tokens to draft at a time: a number, off, or auto for as many as pay.", fixed=True
+    )
     ctx: int | None = _setting(None, WHOLE, "Tokens of context.", fixed=True)
     threads: int = _setting(0, WHOLE, "Threads; 0 is one for each physical core.", fixed=True)
     gpu_layers: int = _setting(
@@ -157,7 +160,9 @@ class Settings:
         """How the bundle's models are opened."""
         from frcli.decode.engine import Options
 
-        return Options(self.policy, self.gamma, self.sharp, self.ctx, self.threads, gpu_layers=self.gpu_layers)
+        return Options(
+            self.policy, self.gamma, self.sharp, self.ctx, self.threads, gpu_layers=self.gpu_layers, draft=self.draft
+        )
 
     def check(self) -> None:
         """Raise ``UsageError`` for the first value that no bundle could use."""
@@ -166,6 +171,9 @@ class Settings:
             from frcli.decode.grammar import check_grammar
 
             check_grammar(self.grammar)
+        from frcli.decode.draft import parse_draft
+
+        parse_draft(self.draft)
         for name in ("max_tokens", "threads"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{flag(name)} is {getattr(self, name)}", "it cannot be negative")

@@ -25,6 +25,12 @@ def random_rows(width: int, salt: int) -> RowOf:
     return row
 
 
+def related_rows(width: int, salt: int, noise: float) -> RowOf:
+    """Rows that all models share, with ``noise`` of a model's own: the smaller it is, the more often they agree."""
+    common, own = random_rows(width, 1000), random_rows(width, salt)
+    return lambda prefix: common(prefix) + np.float32(noise) * own(prefix)
+
+
 class FakeSource:
     """A ``LogitSource`` that computes its rows from the tokens read, and logs every call as (seq, tokens, rows)."""
 
@@ -91,3 +97,9 @@ class Greedy:
 
     def accept(self, token: int) -> None:
         self.accepted.append(token)
+
+    def clone(self) -> Greedy:
+        return Greedy()
+
+    def close(self) -> None:
+        pass

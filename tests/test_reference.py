@@ -38,7 +38,9 @@ def compare(bundle: Bundle, prompts: list[str], n: int, gamma: float) -> tuple[i
     plain = reference(bundle, gamma, physical_cores())
     for prompt in prompts:
         steps: list[Step] = []
-        with Engine(bundle, Options(gamma=gamma)) as engine:  # a new one: the next prompt would find a prefix read
+        with Engine(
+            bundle, Options(gamma=gamma, draft="off")
+        ) as engine:  # a new one: the next prompt would find a prefix read
             tokens = engine.encode_messages([{"role": "user", "content": prompt}])
             engine.write(tokens, Sampling(temperature=0), max_tokens=n, on_step=steps.append).run()
         assert len(steps) == n or steps[-1].finish == "eos"

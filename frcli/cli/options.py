@@ -18,11 +18,12 @@ DECODING = (
     *("policy", "gamma", "sharp", "max_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("xtc_probability", "xtc_threshold", "repeat_penalty", "presence_penalty", "frequency_penalty", "penalty_last_n"),
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-    *("seed", "stop", "logit_bias", "grammar", "grammar_file", "ctx", "threads", "gpu_layers"),
+    *("seed", "stop", "logit_bias", "grammar", "grammar_file", "draft", "ctx", "threads", "gpu_layers"),
 )
 _SHORT = {"max_tokens": "-n", "temperature": "-t"}
 _METAVARS = {
     "policy": "POLICY",
+    "draft": "off|N|auto",
     "stop": "TEXT",
     "logit_bias": "ID=VALUE",
     "grammar_file": "PATH",

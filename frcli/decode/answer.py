@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from frcli.decode.loop import Cancelled, Step
+from frcli.decode.loop import Step
+from frcli.decode.reading import Cancelled
 from frcli.tokens import Span, TextStream
 
 ALL = "all"

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from frcli.bundle import Bundle, check_artifact
 from frcli.decode.answer import Writing
+from frcli.decode.draft import AUTO, MOST_DRAFTS, parse_draft
 from frcli.decode.loop import Decoder, Step
 from frcli.decode.sampler import Sampler, Sampling
 from frcli.errors import BundleError, UsageError
@@ -25,9 +26,10 @@ from frcli.tokens import ChatTemplate, explain_difference, vocabulary_hash
 class Options:
     """What a user can say about how a bundle is run; None leaves it to the bundle.
 
-    ``context`` is in tokens, ``threads`` 0 means one for each physical core, ``max_rows`` is the number of rows of
-    logits that one call may give (evaluation reads many), ``gpu_layers`` is passed to llama.cpp (untested: there was no
-    GPU to test it on).
+    ``context`` is in tokens, ``threads`` 0 means one for each physical core, ``sequences`` is how many answers can be
+    written at once, ``max_rows`` the least number of rows of logits that one call can give (evaluation reads many),
+    ``gpu_layers`` is passed to llama.cpp (untested: there was no GPU to test it on). ``draft`` is ``auto``, ``off`` or
+    the number of tokens to draft at a time.
     """
 
     policy: str | None = None
@@ -38,6 +40,7 @@ class Options:
     sequences: int = 1
     max_rows: int = 1
     gpu_layers: int = 0
+    draft: str = AUTO
 
 
 class Engine:
@@ -56,6 +59,8 @@ class Engine:
             raise UsageError(
                 f"{self.threads} threads are not possible", f"this machine has {os.cpu_count()} processors"
             )
+        drafts = parse_draft(options.draft)
+        self._most_drafts = MOST_DRAFTS if drafts is None else drafts
         self._sources: dict[str, LogitSource] = {}
         self._models: dict[Path, LlamaModel] = {}
         self._router: OnnxRouter | None = None
@@ -82,6 +87,7 @@ class Engine:
             is_end=self.base.is_end,
             width=self.width,
             context=self.context,
+            drafts=drafts,
         )
 
     def _make_policy(self, options: Options) -> Policy:
@@ -118,8 +124,8 @@ class Engine:
         made = self._make_policy(options)
         if made.needs_router and self._router is None:
             self._router = self._open_router()
-            self.width = self.decoder.width = min(self.width, self._router.width)
-        self.decoder.use(made, self._router)
+            self.width = min(self.width, self._router.width)
+        self.decoder.use(made, self._router, self.width)
         self.options = options
 
     def _model(self, path: Path) -> LlamaModel:
@@ -188,7 +194,7 @@ class Engine:
                 sequences=self.options.sequences,
                 adapter=adapter,
                 threads=self.threads,
-                max_rows=self.options.max_rows,
+                max_rows=max(self.options.max_rows, self.options.sequences + self._most_drafts),
             )
         return self._sources[name]
 

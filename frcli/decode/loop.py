@@ -1,46 +1,35 @@
 """One step of decoding, for every policy and for any number of sequences at once.
 
-The loop knows token ids and sources, nothing of text. At each step the router (where the policy needs it) reads what is
-new in all sequences, the policy chooses experts, each chosen expert reads all that it has not seen yet of its sequences
-in one batch (its catch-up and the new token together), and the fused row of each sequence is sampled. Experts that were
-not chosen do nothing.
+The loop knows token ids and sources, nothing of text. At each step
+
+1. **draft**: the next tokens of each sequence are guessed, as far as :mod:`frcli.decode.draft` finds it worth its time;
+2. **route**: the router, where the policy needs it, reads what is new, and the policy chooses experts for each
+position; 3. **extend**: an expert reads all that it has not seen of its sequences, its catch-up and the window
+together, in one
+   batch; each runs once at most, in the order in which positions need it, and not at all when the windows that want it
+   have come to their end before;
+4. **fuse and sample**, position by position, while the token that was drawn is the one that was drafted;
+5. **rewind** what was read beyond it.
+
+Experts that were not chosen do nothing. Every row and every random number is the one that decoding without drafts would
+use, so the tokens are the same, but for the last bits of a sum: a model's logits depend a little on how many tokens a
+call has.
 """
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
+from frcli.decode.draft import Pace
+from frcli.decode.reading import Reader
+from frcli.decode.speculation import Speculation
+from frcli.decode.stopwatch import Stopwatch, Timings
+from frcli.decode.window import Continuation, TokenSampler, Window
 from frcli.errors import ContextError, UsageError
-from frcli.fusion.policy import ROUTER, Policy
-from frcli.sources.source import Feed, Logits, LogitSource, Rows
-
-
-class TokenSampler(Protocol):
-    """Chooses a token from a fused row; ``decode/sampler.py`` is the real one."""
-
-    def sample(self, logits: Logits) -> int:
-        """A token id, given float32 [width]."""
-
-    def accept(self, token: int) -> None:
-        """Take note of a token that became part of the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds that one step took in each part; a step shared by several sequences has the whole of it in each."""
-
-    router: float
-    experts: float
-    fuse: float
-    sample: float
-
-    @property
-    def total(self) -> float:
-        """Sum of the parts."""
-        return self.router + self.experts + self.fuse + self.sample
+from frcli.fusion.policy import Policy
+from frcli.sources.source import LogitSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +37,10 @@ class Step:
     """One token of an answer.
 
     ``experts`` are the experts whose rows it came from, ``weights`` the router's raw weights by expert (None without
-    router), ``read`` the tokens that the experts read for it (1 when none was behind), ``finish`` is set on the last
-    step: ``eos``, ``length`` or ``context``.
+    router), ``read`` the tokens that its expert was behind when the window began, and this one (1 when it was not
+    behind, or has caught up for another token of the window). ``proposed`` is how many drafts the window had that this
+    token begins, 0 for its other tokens, and ``drafted`` whether the token was one of them. ``finish`` is set on the
+    last step: ``eos``, ``length`` or ``context``.
     """
 
     token: int
@@ -57,24 +48,9 @@ class Step:
     weights: tuple[float, ...] | None
     read: int
     timings: Timings
+    proposed: int = 0
+    drafted: bool = False
     finish: str | None = None
-
-
-@dataclass(slots=True)
-class Continuation:
-    """A sequence that is being written: its tokens so far (the prompt first) and the sampler that continues it."""
-
-    seq: int
-    tokens: list[int]
-    sampler: TokenSampler
-    prompt_length: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.prompt_length = len(self.tokens)
-
-
-class Cancelled(Exception):
-    """The caller's ``cancelled`` said so between two batches; the sources hold what they have read."""
 
 
 class Decoder:
@@ -82,7 +58,8 @@ class Decoder:
 
     ``width`` is the number of token ids that can be sampled: rows are cut to it, so a source may have a wider (padded)
     vocabulary. ``expert(name)`` gives an expert's source, and is asked only when the expert is needed for the first
-    time. ``chunk`` is the number of prompt tokens read between two looks at ``cancelled``.
+    time. ``chunk`` is the number of prompt tokens read between two looks at ``cancelled``. ``drafts`` is how many
+    tokens are drafted at a time: 0 for none, None for as many as pay.
     """
 
     def __init__(
@@ -95,23 +72,27 @@ class Decoder:
         width: int,
         context: int,
         chunk: int = 128,
+        drafts: int | None = 0,
     ) -> None:
-        self.width, self.context = width, context
-        self._expert, self._is_end, self._chunk = expert, is_end, chunk
+        self.context, self._chunk = context, chunk
+        self._expert, self._is_end = expert, is_end
         self._running: dict[str, LogitSource] = {}
         self._history: dict[int, list[int]] = {}
-        self.use(policy, router)
+        self._speculation = Speculation(Pace(drafts), is_end, width)
+        self.use(policy, router, width)
 
-    def use(self, policy: Policy, router: LogitSource | None) -> None:
+    def use(self, policy: Policy, router: LogitSource | None, width: int) -> None:
         """Decode under ``policy`` from the next token on; sources that it does not need keep what they have read."""
         if policy.needs_router and router is None:
             raise UsageError(f"the policy {policy.name} needs a router, and this bundle has none")
-        self.policy, self._router = policy, router
+        self.policy, self._router, self.width = policy, router, width
+        self._speculation.width = width
 
-    def begin(self, seq: int, prompt: Sequence[int], sampler: TokenSampler) -> Continuation:
+    def begin(self, seq: int, prompt: Sequence[int], sampler: TokenSampler, most: int = 0) -> Continuation:
         """Start an answer to ``prompt`` in sequence ``seq``; what its sources have read of the same prefix is kept.
 
-        Raises ``UsageError`` for an empty prompt and ``ContextError`` for one that leaves no room for an answer.
+        ``most`` is its number of tokens at most, 0 for no limit. Raises ``UsageError`` for an empty prompt and
+        ``ContextError`` for one that leaves no room for an answer.
         """
         if not prompt:
             raise UsageError("the prompt is empty", "write something")
@@ -124,9 +105,11 @@ class Decoder:
             (i for i, (a, b) in enumerate(zip(old, prompt, strict=False)) if a != b), min(len(old), len(prompt))
         )
         for source in self._sources():
-            source.rewind(seq, min(source.length(seq), same))
-        continuation = Continuation(seq, list(prompt), sampler)
+            # The last token is read in any case: its row is the first that is wanted.
+            source.rewind(seq, min(source.length(seq), same, len(prompt) - 1))
+        continuation = Continuation(seq, list(prompt), sampler, most)
         self._history[seq] = continuation.tokens
+        self._speculation.begin(seq)
         return continuation
 
     def _sources(self) -> Iterator[LogitSource]:
@@ -134,51 +117,46 @@ class Decoder:
         if self._router is not None:
             yield self._router
 
-    def step(self, continuations: Sequence[Continuation], cancelled: Callable[[], bool] = lambda: False) -> list[Step]:
-        """The next token of each continuation, accepted by its sampler and appended to its tokens."""
-        clock = time.perf_counter
-        began = clock()
-        weights: list[Logits | None] = [None] * len(continuations)
-        rows: list[dict[str, Logits]] = [{} for _ in continuations]
-        if self.policy.needs_router and self._router is not None:
-            for i, got in enumerate(self._read(self._router, continuations, cancelled)):
-                rows[i][ROUTER] = got.logits[-1][: self.width]
-                weights[i] = None if got.weights is None else got.weights[-1]
-        routed = clock()
-        chosen = [self.policy.choose(w) for w in weights]
-        readers: dict[str, list[int]] = {}
-        for i, names in enumerate(chosen):
-            for name in names:
-                readers.setdefault(name, []).append(i)
-        read = [0] * len(continuations)
-        for name, members in readers.items():
-            source = self._running.get(name) or self._start(name)
-            mine = [continuations[i] for i in members]
-            for i in members:
-                read[i] += len(continuations[i].tokens) - source.length(continuations[i].seq)
-            for i, got in zip(members, self._read(source, mine, cancelled), strict=True):
-                rows[i][name] = got.logits[-1][: self.width]
-        decoded = clock()
-        fused = [self.policy.fuse(row) for row in rows]
-        mixed = clock()
-        tokens = []
-        for continuation, row in zip(continuations, fused, strict=True):
-            token = continuation.sampler.sample(row)
-            continuation.sampler.accept(token)
-            continuation.tokens.append(token)
-            tokens.append(token)
-        timings = Timings(routed - began, decoded - routed, mixed - decoded, clock() - mixed)
-        return [
-            Step(
-                token,
-                names,
-                None if w is None else tuple(w.tolist()),
-                n,
-                timings,
-                "eos" if self._is_end(token) else "context" if len(c.tokens) >= self.context else None,
-            )
-            for c, token, names, w, n in zip(continuations, tokens, chosen, weights, read, strict=True)
-        ]
+    def step(
+        self, continuations: Sequence[Continuation], cancelled: Callable[[], bool] = lambda: False
+    ) -> list[list[Step]]:
+        """The next tokens of each continuation, one or more, accepted by its sampler and appended to its tokens.
+
+        Raises ``Cancelled`` when ``cancelled()`` is true between two batches.
+        """
+        reader = Reader(Stopwatch(), cancelled, self._chunk)
+        windows = [Window(continuation, self.context) for continuation in continuations]
+        router = self._router if self.policy.needs_router else None
+        drafts = self._speculation.draft(windows, router, reader)
+        for window in windows:
+            window.chosen = [self.policy.choose(weights) for weights in window.weights]
+        read: list[dict[str, int]] = [{} for _ in windows]
+        while name := _most_wanted(windows):
+            self._extend(name, windows, read, reader)
+            for window in windows:
+                while window.open and not window.missing():
+                    self._decide(window, reader.watch)
+        for window in windows:
+            for source in self._sources():
+                seq, end = window.continuation.seq, len(window.continuation.tokens) - 1
+                if source.length(seq) > end:
+                    source.rewind(seq, end)
+        self._speculation.learn(drafts, reader)
+        timings = reader.watch.share(sum(window.at for window in windows))
+        return [self._steps(window, counts, timings) for window, counts in zip(windows, read, strict=True)]
+
+    def _extend(self, name: str, windows: Sequence[Window], read: Sequence[dict[str, int]], reader: Reader) -> None:
+        """Run one expert for all windows that want it, now or at a later position."""
+        source = self._running.get(name) or self._start(name)
+        wanting, feeds = [], []
+        for window, counts in zip(windows, read, strict=True):
+            if window.open and (feed := window.feed(name, source.length(window.continuation.seq))):
+                wanting.append(window)
+                feeds.append(feed)
+                counts[name] = window.start - source.length(window.continuation.seq)
+        rows = reader.read(source, feeds, "experts", self._speculation.pace.experts)
+        for window, got in zip(wanting, rows, strict=True):
+            window.give(name, got, self.width)
 
     def _start(self, name: str) -> LogitSource:
         source = self._running[name] = self._expert(name)
@@ -186,22 +164,33 @@ class Decoder:
             source.rewind(seq, 0)  # somebody else may have used it before
         return source
 
-    def _read(
-        self, source: LogitSource, continuations: Sequence[Continuation], cancelled: Callable[[], bool]
-    ) -> list[Rows]:
-        """One row for the last token of each continuation; what is far behind is read in chunks before."""
-        for c in continuations:
-            while len(c.tokens) - (at := source.length(c.seq)) > self._chunk:
-                if cancelled():
-                    raise Cancelled
-                source.extend([Feed(c.seq, c.tokens[at : at + self._chunk], 0)])
-        if cancelled():
-            raise Cancelled
-        for c in continuations:
-            # A prompt may be a prefix of what was read before: its last token is read again to get its row.
-            if source.length(c.seq) >= len(c.tokens):
-                source.rewind(c.seq, len(c.tokens) - 1)
-        return source.extend([Feed(c.seq, c.tokens[source.length(c.seq) :], 1) for c in continuations])
+    def _decide(self, window: Window, watch: Stopwatch) -> None:
+        continuation = window.continuation
+        row = self.policy.fuse(window.rows())
+        watch.lap("fuse")
+        token = continuation.sampler.sample(row)
+        continuation.sampler.accept(token)
+        window.decide(token, over=self._is_end(token))
+        watch.lap("sample")
+
+    def _steps(self, window: Window, read: dict[str, int], timings: Timings) -> list[Step]:
+        tokens = window.continuation.tokens[window.start :]
+        steps = []
+        for j, token in enumerate(tokens):
+            names, weights = window.chosen[j], window.weights[j]
+            steps.append(
+                Step(
+                    token,
+                    names,
+                    None if weights is None else tuple(weights.tolist()),
+                    max((read.pop(name, 1) for name in names), default=1),
+                    timings,
+                    len(window.drafts) if j == 0 else 0,
+                    j < len(window.drafts) and token == window.drafts[j],
+                    window.continuation.finish(self._is_end(token), self.context) if j + 1 == len(tokens) else None,
+                )
+            )
+        return steps
 
     def generate(
         self,
@@ -216,12 +205,15 @@ class Decoder:
 
         Raises ``Cancelled`` when ``cancelled()`` is true between two batches.
         """
-        continuation = self.begin(seq, prompt, sampler)
+        continuation = self.begin(seq, prompt, sampler, max_tokens)
         while True:
-            (step,) = self.step([continuation], cancelled)
-            written = len(continuation.tokens) - continuation.prompt_length
-            if step.finish is None and max_tokens and written >= max_tokens:
-                step = Step(step.token, step.experts, step.weights, step.read, step.timings, "length")
-            yield step
-            if step.finish:
+            (steps,) = self.step([continuation], cancelled)
+            yield from steps
+            if steps[-1].finish:
                 return
+
+
+def _most_wanted(windows: Sequence[Window]) -> str | None:
+    """The expert without which most windows cannot go on; the first one of equals, None when all are decided."""
+    wanted = Counter(name for window in windows if window.open for name in window.missing())
+    return wanted.most_common(1)[0][0] if wanted else None

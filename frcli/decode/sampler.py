@@ -212,7 +212,10 @@ class Sampler:
                 self._api.llama_sampler_reset(part)
 
     def clone(self) -> Sampler:
-        """Return a sampler in the same state that goes its own way from here; close both."""
+        """Return a sampler in the same state that goes its own way from here; close both.
+
+        They share the memory of a step: not for two threads at once.
+        """
         self._check_open()
         other = copy.copy(self)
         other._chain = other._grammar = None
@@ -220,8 +223,6 @@ class Sampler:
             other._chain = self._api.llama_sampler_clone(self._chain)
         if self._grammar is not None:
             other._grammar = self._api.llama_sampler_clone(self._grammar)
-        if self._api is not None:
-            other._allocate()
         return other
 
     def close(self) -> None:

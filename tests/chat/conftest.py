@@ -9,11 +9,13 @@ import pytest
 from frcli.chat.session import Session
 from frcli.config import Settings
 from frcli.decode.answer import Writing
-from frcli.decode.loop import Cancelled, Step, Timings
+from frcli.decode.loop import Step
+from frcli.decode.reading import Cancelled
 from frcli.decode.sampler import Sampling
+from frcli.decode.stopwatch import Timings
 from frcli.errors import FrcliError, UsageError
 
-NO_TIME = Timings(0, 0, 0, 0)
+NO_TIME = Timings()
 
 
 class ScriptedEngine:
@@ -59,7 +61,7 @@ class ScriptedEngine:
             if cancelled():
                 raise Cancelled
             yield Step(byte, (("math", "code")[number // 4 % 2],), None, 1, NO_TIME)
-        yield Step(0, ("code",), None, 1, NO_TIME, "eos")
+        yield Step(0, ("code",), None, 1, NO_TIME, finish="eos")
 
 
 EXPERTS = {"math": "sums", "code": "programs"}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from fakes import FakeSource, Greedy, random_rows
 
-from frcli.decode.loop import Cancelled, Continuation, Decoder, Step
+from frcli.decode.loop import Decoder, Step
+from frcli.decode.reading import Cancelled
+from frcli.decode.window import Continuation
 from frcli.errors import ContextError, UsageError
 from frcli.fusion.policy import FusionRoute, OneExpert, Policy, UniformSum
 
@@ -124,9 +126,10 @@ def test_many_sequences_share_one_call_of_each_source() -> None:
     lines = [house.decoder.begin(seq, prompt, Greedy()) for seq, prompt in enumerate(prompts)]
     steps = [house.decoder.step(lines) for _ in range(12)]
     for seq, prompt in enumerate(prompts):
-        assert [step[seq].token for step in steps] == plain(FusionRoute(NAMES, 1.0), prompt, 12)[0]
+        assert [step[seq][0].token for step in steps] == plain(FusionRoute(NAMES, 1.0), prompt, 12)[0]
     assert len(house.router.calls) == 12
-    chosen = [{step.experts[0] for step in batch} for batch in steps]
+    assert all(len(one) == 1 for batch in steps for one in batch)
+    chosen = [{one[0].experts[0] for one in batch} for batch in steps]
     for name, source in house.experts.items():
         assert len(source.calls) == sum(name in names for names in chosen)
 

@@ -1,0 +1,164 @@
+"""Drafts: guesses of the next tokens, which the experts check in one call instead of writing one token a call.
+
+Two things are guessed from. The text so far (:class:`PromptLookup`) costs nothing, and helps where an answer repeats
+what was said. The router's own logits cost a router step for each draft, which an accepted draft would have needed
+anyway. :class:`Pace` says how far it pays to draft, from what calls cost and how often such drafts were right.
+
+A draft changes no token of an answer. It is drawn by a copy of the answer's own sampler, with the random numbers that
+the sampler will use there: where router and experts agree, so do their draws, at any temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from frcli.decode.costs import CallCosts
+from frcli.errors import UsageError
+from frcli.sources.source import Logits
+
+MOST_DRAFTS = 16  # in one window
+AUTO, OFF = "auto", "off"
+
+_BINS = 10
+_PRIOR = 4.0  # observations that the first guess of a share is worth
+_RECENT = 100.0  # observations that are remembered
+_UNUSED = 16  # windows in a row without a draft after which drafting is considered only now and then
+_SELDOM = 8
+
+
+def parse_draft(text: str) -> int | None:
+    """What ``--draft`` means: the number of drafts, 0 for ``off``, None for ``auto``; ``UsageError`` for anything else."""
+    if text == AUTO:
+        return None
+    if text == OFF:
+        return 0
+    if text.isascii() and text.isdigit() and int(text) <= MOST_DRAFTS:
+        return int(text)
+    raise UsageError(f"draft is {text!r}", f"it is {AUTO}, {OFF} or a number up to {MOST_DRAFTS}")
+
+
+class Share:
+    """A share of yes among recent observations, by the bin of a confidence in [0, 1]; at first the confidence itself."""
+
+    def __init__(self) -> None:
+        self._yes = [_PRIOR * (i + 0.5) / _BINS for i in range(_BINS)]
+        self._all = [_PRIOR] * _BINS
+
+    def of(self, confidence: float) -> float:
+        """The share of yes at such a confidence."""
+        i = self._bin(confidence)
+        return self._yes[i] / self._all[i]
+
+    def observe(self, confidence: float, yes: bool) -> None:
+        """Take note of one observation."""
+        i = self._bin(confidence)
+        fade = 1 - 1 / _RECENT
+        self._yes[i] = self._yes[i] * fade + yes
+        self._all[i] = self._all[i] * fade + 1
+
+    @staticmethod
+    def _bin(confidence: float) -> int:
+        return min(_BINS - 1, max(0, int(confidence * _BINS)))
+
+
+def confidence(row: Logits, token: int) -> float:
+    """Probability of ``token`` under the softmax of ``row``, float32 [width]."""
+    best = row.max()
+    return float(np.exp(row[token] - best) / np.exp(row - best).sum())
+
+
+class Pace:
+    """How far to draft: while the tokens that a further draft is expected to give are worth the time that it takes.
+
+    Time is valued at ``per_token``, the seconds a token takes at present. By the rule of renewal rewards the windows
+    then give most tokens a second when drafting stops as soon as ``P(all drafts so far and this one are accepted) *
+    per_token < cost of one more position``. With ``fixed`` the number of drafts is given instead.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self.fixed = fixed
+        self.router, self.experts = CallCosts(), CallCosts()
+        self.by_router, self.by_lookup = Share(), Share()
+        self._per_token = 0.0
+        self._unused = 0
+
+    @property
+    def per_token(self) -> float:
+        """Seconds that a token takes at present: a mean over the last windows, never more than a plain step."""
+        plain = self.router.first + self.experts.first
+        return min(self._per_token, plain) if self._per_token else plain
+
+    @property
+    def off(self) -> bool:
+        """Whether nothing is ever drafted."""
+        return self.fixed == 0
+
+    @property
+    def resting(self) -> bool:
+        """Whether this window goes without a look at drafts, because the last ones found none worth its time."""
+        return self.fixed is None and self._unused >= _UNUSED and self._unused % _SELDOM != 0
+
+    def step_was(self, tokens: int, seconds: float, drafts: int) -> None:
+        """Take note of a step: tokens that it gave, seconds that it took, drafts that it tried."""
+        self._unused = 0 if drafts else self._unused + 1
+        share = seconds / tokens
+        if not self._per_token:
+            self._per_token = share
+        else:
+            self._per_token += 0.05 * (min(share, 2 * self._per_token) - self._per_token)
+
+    def go_on(self, drafts: int, chance: float, *, router: int, free: bool = False) -> bool:
+        """Whether to draft one more token than ``drafts``, which with all before it is accepted with ``chance``.
+
+        ``router`` is how many sequences share the router's call for it; ``free`` says that its row is there already.
+        """
+        if self.fixed is not None:
+            return drafts < self.fixed
+        if drafts >= MOST_DRAFTS or not self.experts.first:
+            return False
+        cost = self.experts.more
+        if not free and router:
+            cost += self.router.of(router) / router
+        return chance * self.per_token > cost
+
+    def guesses(self, chance: float, room: int, *, with_router: bool) -> int:
+        """How many tokens of a lookup are worth their place, when each is right with ``chance`` after the one before.
+
+        A guess that is right saves the router a call of its own, or, without router, the expert.
+        """
+        if self.fixed is not None:
+            return min(self.fixed, room)
+        costs = self.router if with_router else self.experts
+        n, right = 0, chance
+        while n < min(room, MOST_DRAFTS) and right * costs.first > costs.more:
+            n, right = n + 1, right * chance
+        return n
+
+
+class PromptLookup:
+    """Guesses that a text goes on as it did after the last place where its last tokens stood before.
+
+    (Prompt lookup decoding, Saxena 2023: n-grams of the text so far instead of a draft model.)
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        self._sizes = range(longest, shortest - 1, -1)
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> where the text went on after it
+        self._read = 0
+
+    def guess(self, tokens: Sequence[int], room: int) -> tuple[Sequence[int], float]:
+        """Up to ``room`` tokens that may follow ``tokens``, and a confidence that grows with the matched length.
+
+        ``tokens`` must begin with what the last call was given.
+        """
+        n = len(tokens)
+        for size in self._sizes:  # the n-grams that end before the last token: something followed them
+            for end in range(max(size, self._read), n):
+                self._after[tuple(tokens[end - size : end])] = end
+        self._read = n
+        for size in self._sizes:
+            if size <= n and (at := self._after.get(tuple(tokens[n - size :]))) is not None:
+                return tokens[at : at + room], size / (self._sizes[0] + 1)
+        return (), 0.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,21 +13,26 @@ import typer
 from frcli.cli import ui
 from frcli.cli.options import DECODING, Force, with_settings
 from frcli.config import Settings, read_settings
+from frcli.errors import FrcliError, UsageError
 
 if TYPE_CHECKING:
     from frcli.decode.answer import Answer
+    from frcli.decode.batch import Request
     from frcli.decode.engine import Engine
     from frcli.jobs.formats import Row
-    from frcli.jobs.run import Progress
+    from frcli.jobs.run import Answerer, Progress
 
 app = typer.Typer(add_completion=False)
 DEFAULTS = Settings(temperature=0.0)
+AUTO = "auto"
+_AUTO, _MOST = 8, 256
 
 Rows = Annotated[
     str, typer.Argument(metavar="IN", help="JSON lines of prompts; - is standard input.", show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File for the answers; standard output if not given.")]
 Name = Annotated[str | None, typer.Option("--bundle", "-b", metavar="BUNDLE", help="Name or folder of a bundle.")]
+Parallel = Annotated[str, typer.Option(metavar="N|auto", help="How many rows to answer at once.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first rows.")]
 
 
@@ -37,6 +43,7 @@ def generate(
     out: Out = None,
     bundle: Name = None,
     limit: Limit = None,
+    parallel: Parallel = AUTO,
     force: Force = False,
     *,
     flags: Mapping[str, Any],
@@ -48,6 +55,7 @@ def generate(
     seed SEED + I - 1. Rows that fail say so in their line, and the exit code is 3.
     """
     settings = read_settings(DEFAULTS, {**flags, "bundle": bundle})
+    at_once = sequences(parallel)
 
     from frcli.bundle import DEFAULT_BUNDLE, read_bundle
     from frcli.chat.interrupt import StopFlag
@@ -59,7 +67,7 @@ def generate(
     opened = read_bundle(settings.bundle or DEFAULT_BUNDLE)
     settings = settings.with_bundle(opened)
     with ui.working(f"opening {opened.name}"):
-        engine = Engine(opened, settings.options())
+        engine = Engine(opened, replace(settings.options(), sequences=at_once))
     began = time.monotonic()
     tokens = 0
     with engine, StopFlag() as cancelled, ui.Meter() as meter:
@@ -92,24 +100,45 @@ def generate(
     result.check(str(out) if out else "standard output")
 
 
-def answerer(engine: Engine, settings: Settings, cancelled: Callable[[], bool]) -> Callable[[Row], Answer]:
-    """A function that answers one row: what the row says wins over the settings."""
+def sequences(parallel: str) -> int:
+    """The number of rows to answer at once that ``--parallel`` asks for."""
+    if parallel == AUTO:
+        return _AUTO
+    if parallel.isascii() and parallel.isdigit() and 1 <= int(parallel) <= _MOST:
+        return int(parallel)
+    raise UsageError(f"parallel is {parallel!r}", f"it is {AUTO} or a number from 1 to {_MOST}")
+
+
+def answerer(engine: Engine, settings: Settings, cancelled: Callable[[], bool]) -> Answerer:
+    """Answers rows with the engine: what a row says wins over the settings."""
+    from frcli.decode.batch import write_many
+
+    def answers(rows: Iterator[Row | None]) -> Iterator[tuple[int, Answer | FrcliError]]:
+        return write_many(engine, map(request, rows), cancelled=cancelled)
+
+    def request(row: Row | None) -> Request | FrcliError | None:
+        try:
+            return None if row is None else _request(engine, settings, row)
+        except FrcliError as error:
+            return error
+
+    return answers
+
+
+def _request(engine: Engine, settings: Settings, row: Row) -> Request:
+    from frcli.decode.batch import Request
     from frcli.decode.sampler import MAX_SEED
 
-    def answer(row: Row) -> Answer:
-        own = dict(row.sampling)
-        if settings.seed is not None:
-            # Each row has its own stream, which does not depend on the rows before it.
-            own.setdefault("seed", (settings.seed + row.line - 1) % (MAX_SEED + 1))
-        return engine.write(
-            _tokens(engine, row, settings.system),
-            settings.sampling(**own),
-            max_tokens=settings.max_tokens if row.max_tokens is None else row.max_tokens,
-            stops=settings.stop if row.stop is None else row.stop,
-            cancelled=cancelled,
-        ).run()
-
-    return answer
+    own = dict(row.sampling)
+    if settings.seed is not None:
+        # Each row has its own stream, which does not depend on the rows before it.
+        own.setdefault("seed", (settings.seed + row.line - 1) % (MAX_SEED + 1))
+    return Request(
+        _tokens(engine, row, settings.system),
+        settings.sampling(**own),
+        settings.max_tokens if row.max_tokens is None else row.max_tokens,
+        settings.stop if row.stop is None else row.stop,
+    )
 
 
 def _tokens(engine: Engine, row: Row, system: str | None) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from frcli.decode.loop import Step
@@ -39,12 +40,66 @@ class Answer:
         return (self.completion_tokens - 1) / rest if self.completion_tokens > 1 and rest > 0 else 0.0
 
 
+class Transcript:
+    """The text of an answer as its steps come in; ``finish`` makes it an :class:`Answer`.
+
+    A span's tag is the expert that wrote it (``all`` where several did).
+    """
+
+    def __init__(self, piece: Callable[[int], bytes], prompt_tokens: int, stops: Sequence[str] = ()) -> None:
+        self._piece, self._prompt_tokens = piece, prompt_tokens
+        self._stream = TextStream(stops)
+        self._spans: list[Span] = []
+        self._experts: Counter[str] = Counter()
+        self._written, self._first = 0, 0.0
+        self._began = time.perf_counter()
+        self._reason = "cancelled"
+
+    @property
+    def over(self) -> bool:
+        """Whether the answer has come to its end."""
+        return self._reason != "cancelled"
+
+    def push(self, step: Step) -> Sequence[Span]:
+        """Take the next step; return the text that is finished by it."""
+        self._written += 1
+        self._first = self._first or time.perf_counter() - self._began
+        self._experts.update(step.experts)
+        tag = step.experts[0] if len(step.experts) == 1 else ALL
+        ready = self._stream.push(b"" if step.finish == "eos" else self._piece(step.token), tag)
+        self._spans += ready
+        if self._stream.stopped is not None:
+            self._reason = "stop"
+        elif step.finish:
+            self._reason = step.finish
+        return ready
+
+    def rest(self) -> Sequence[Span]:
+        """The text that was held back, which an answer that ends now still gets."""
+        ready = self._stream.finish() if self._stream.stopped is None else []
+        self._spans += ready
+        return ready
+
+    def answer(self) -> Answer:
+        """The answer as it is now: cancelled, unless a step has ended it."""
+        return Answer(
+            "".join(span.text for span in self._spans),
+            self._reason,
+            self._prompt_tokens,
+            self._written,
+            dict(self._experts),
+            tuple(self._spans),
+            self._first,
+            time.perf_counter() - self._began,
+        )
+
+
 @dataclass(slots=True)
 class Writing:
     """An answer that is being written: iterate it for spans of finished text, then read ``answer``.
 
-    A span's tag is the expert that wrote it (``all`` where several did). ``steps`` may be any iterator of steps;
-    closing or leaving the iteration ends it. ``on_step`` sees every step before its text.
+    ``steps`` may be any iterator of steps; closing or leaving the iteration ends it. ``on_step`` sees every step before
+    its text.
     """
 
     steps: Iterator[Step]
@@ -55,48 +110,20 @@ class Writing:
     answer: Answer | None = field(default=None, init=False)
 
     def __iter__(self) -> Iterator[Span]:
-        stream = TextStream(self.stops)
-        spans: list[Span] = []
-        experts: Counter[str] = Counter()
-        written, first, finish = 0, 0.0, "cancelled"
-        began = time.perf_counter()
+        transcript = Transcript(self.piece, self.prompt_tokens, self.stops)
         try:
-            for step in self.steps:
-                written += 1
-                first = first or time.perf_counter() - began
-                experts.update(step.experts)
-                if self.on_step:
-                    self.on_step(step)
-                tag = step.experts[0] if len(step.experts) == 1 else ALL
-                ready = stream.push(b"" if step.finish == "eos" else self.piece(step.token), tag)
-                spans += ready
-                yield from ready
-                if stream.stopped is not None:
-                    finish = "stop"
-                    break
-                if step.finish:
-                    finish = step.finish
-            if stream.stopped is None:
-                ready = stream.finish()
-                spans += ready
-                yield from ready
-        except Cancelled:
-            ready = stream.finish()
-            spans += ready
-            yield from ready
+            with suppress(Cancelled):
+                for step in self.steps:
+                    if self.on_step:
+                        self.on_step(step)
+                    yield from transcript.push(step)
+                    if transcript.over:
+                        break
+            yield from transcript.rest()
         finally:
             if isinstance(self.steps, Generator):
                 self.steps.close()  # which frees its sampler, before the model can be freed
-            self.answer = Answer(
-                "".join(span.text for span in spans),
-                finish,
-                self.prompt_tokens,
-                written,
-                dict(experts),
-                tuple(spans),
-                first,
-                time.perf_counter() - began,
-            )
+            self.answer = transcript.answer()
 
     def run(self) -> Answer:
         """Write to the end and return the answer."""

@@ -29,7 +29,10 @@ _SELDOM = 8
 
 
 def parse_draft(text: str) -> int | None:
-    """What ``--draft`` means: the number of drafts, 0 for ``off``, None for ``auto``; ``UsageError`` for anything else."""
+    """The number of drafts that ``--draft`` asks for: 0 for ``off``, None for ``auto``.
+
+    Raises ``UsageError`` for anything else.
+    """
     if text == AUTO:
         return None
     if text == OFF:
@@ -40,7 +43,7 @@ def parse_draft(text: str) -> int | None:
 
 
 class Share:
-    """A share of yes among recent observations, by the bin of a confidence in [0, 1]; at first the confidence itself."""
+    """A share of yes among recent observations, by bins of a confidence in [0, 1]; at first the confidence itself."""
 
     def __init__(self) -> None:
         self._yes = [_PRIOR * (i + 0.5) / _BINS for i in range(_BINS)]

@@ -101,6 +101,11 @@ class Engine:
         )
 
     @property
+    def sequences(self) -> int:
+        """How many answers can be written at once."""
+        return self.options.sequences
+
+    @property
     def policy(self) -> Policy:
         """The policy under which the next token is written."""
         return self.decoder.policy
@@ -220,11 +225,20 @@ class Engine:
         """
 
         def steps() -> Iterator[Step]:
-            with Sampler(sampling, self.width, self.base.vocab) as sampler:
-                sampler.accept_prompt(prompt)
+            with self.sampler(sampling, prompt) as sampler:
                 yield from self.decoder.generate(prompt, sampler, max_tokens=max_tokens, seq=seq, cancelled=cancelled)
 
-        return Writing(steps(), self.base.piece, len(prompt), stops, on_step)
+        return Writing(steps(), self.piece, len(prompt), stops, on_step)
+
+    def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> Sampler:
+        """A sampler for an answer to ``prompt``, whose tokens it has seen; raises ``UsageError`` for bad settings."""
+        sampler = Sampler(sampling, self.width, self.base.vocab)
+        sampler.accept_prompt(prompt)
+        return sampler
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for; none for control tokens."""
+        return self.base.piece(token)
 
     def close(self) -> None:
         """Free contexts first, then the router, then the models that the contexts use."""

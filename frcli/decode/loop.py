@@ -27,9 +27,11 @@ from frcli.decode.reading import Reader
 from frcli.decode.speculation import Speculation
 from frcli.decode.stopwatch import Stopwatch, Timings
 from frcli.decode.window import Continuation, TokenSampler, Window
-from frcli.errors import ContextError, UsageError
+from frcli.errors import ContextError, FrcliError, UsageError
 from frcli.fusion.policy import Policy
 from frcli.sources.source import LogitSource
+
+_WORTH_FORKING = 8  # tokens; fewer are read faster than another sequence's cache is copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +102,24 @@ class Decoder:
             raise ContextError(
                 f"the prompt has {len(prompt)} tokens and the context {self.context}", "shorten it or raise --ctx"
             )
-        old = self._history.get(seq, [])
-        same = next(
-            (i for i, (a, b) in enumerate(zip(old, prompt, strict=False)) if a != b), min(len(old), len(prompt))
-        )
+        # The last token is read in any case: its row is the first that is wanted.
+        shared = {other: min(_common(old, prompt), len(prompt) - 1) for other, old in self._history.items()}
         for source in self._sources():
-            # The last token is read in any case: its row is the first that is wanted.
-            source.rewind(seq, min(source.length(seq), same, len(prompt) - 1))
+            kept = {other: min(source.length(other), same) for other, same in shared.items()}
+            best = max(kept, key=lambda other: kept[other], default=seq)
+            if kept.get(best, 0) >= kept.get(seq, 0) + _WORTH_FORKING:
+                source.fork(best, seq)
+                source.rewind(seq, kept[best])
+            else:
+                source.rewind(seq, kept.get(seq, 0))
         continuation = Continuation(seq, list(prompt), sampler, most)
         self._history[seq] = continuation.tokens
         self._speculation.begin(seq)
         return continuation
+
+    def nearest(self, sequences: Sequence[int], prompt: Sequence[int]) -> int:
+        """The one of ``sequences`` whose last text has the longest beginning in common with ``prompt``."""
+        return max(sequences, key=lambda seq: _common(self._history.get(seq, ()), prompt))
 
     def _sources(self) -> Iterator[LogitSource]:
         yield from self._running.values()
@@ -122,7 +131,8 @@ class Decoder:
     ) -> list[list[Step]]:
         """The next tokens of each continuation, one or more, accepted by its sampler and appended to its tokens.
 
-        Raises ``Cancelled`` when ``cancelled()`` is true between two batches.
+        A continuation whose sampler finds no token gets its ``error`` set instead. Raises ``Cancelled`` when
+        ``cancelled()`` is true between two batches, and ``ModelError`` when a model fails.
         """
         reader = Reader(Stopwatch(), cancelled, self._chunk)
         windows = [Window(continuation, self.context) for continuation in continuations]
@@ -142,7 +152,7 @@ class Decoder:
                 if source.length(seq) > end:
                     source.rewind(seq, end)
         self._speculation.learn(drafts, reader)
-        timings = reader.watch.share(sum(window.at for window in windows))
+        timings = reader.watch.share(max(1, sum(window.at for window in windows)))
         return [self._steps(window, counts, timings) for window, counts in zip(windows, read, strict=True)]
 
     def _extend(self, name: str, windows: Sequence[Window], read: Sequence[dict[str, int]], reader: Reader) -> None:
@@ -168,9 +178,13 @@ class Decoder:
         continuation = window.continuation
         row = self.policy.fuse(window.rows())
         watch.lap("fuse")
-        token = continuation.sampler.sample(row)
-        continuation.sampler.accept(token)
-        window.decide(token, over=self._is_end(token))
+        try:
+            token = continuation.sampler.sample(row)
+            continuation.sampler.accept(token)
+        except FrcliError as error:  # the others go on
+            window.fail(error)
+        else:
+            window.decide(token, over=self._is_end(token))
         watch.lap("sample")
 
     def _steps(self, window: Window, read: dict[str, int], timings: Timings) -> list[Step]:
@@ -203,12 +217,14 @@ class Decoder:
     ) -> Iterator[Step]:
         """The steps of one answer, up to an end token, ``max_tokens`` (0: no limit) or the end of the context.
 
-        Raises ``Cancelled`` when ``cancelled()`` is true between two batches.
+        Raises ``Cancelled`` when ``cancelled()`` is true between two batches, and what keeps the answer from going on.
         """
         continuation = self.begin(seq, prompt, sampler, max_tokens)
         while True:
             (steps,) = self.step([continuation], cancelled)
             yield from steps
+            if continuation.error is not None:
+                raise continuation.error
             if steps[-1].finish:
                 return
 
@@ -217,3 +233,9 @@ def _most_wanted(windows: Sequence[Window]) -> str | None:
     """The expert without which most windows cannot go on; the first one of equals, None when all are decided."""
     wanted = Counter(name for window in windows if window.open for name in window.missing())
     return wanted.most_common(1)[0][0] if wanted else None
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first tokens are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -8,6 +8,7 @@ from frcli.decode.costs import LONGEST
 from frcli.decode.draft import Pace, PromptLookup, confidence
 from frcli.decode.reading import Reader
 from frcli.decode.window import TokenSampler, Window
+from frcli.errors import FrcliError
 from frcli.sources.source import Feed, LogitSource
 
 
@@ -95,7 +96,10 @@ class Speculation:
         if n >= window.room:
             return False
         row = window.router[n]
-        token = draft.sampler.sample(row)
+        try:
+            token = draft.sampler.sample(row)
+        except FrcliError:  # the answer's own sampler will meet it, should the answer get there
+            return False
         sure = confidence(row, token)
         draft.seen.append((token, sure))
         draft.chance *= self.pace.by_router.of(sure)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from frcli.errors import FrcliError
 from frcli.fusion.policy import ROUTER
 from frcli.sources.source import Feed, Logits, Rows
 
@@ -30,13 +31,15 @@ class TokenSampler(Protocol):
 class Continuation:
     """A sequence that is being written: its tokens so far (the prompt first) and the sampler that continues it.
 
-    ``most`` is the number of tokens after which the answer ends, 0 for no such limit.
+    ``most`` is the number of tokens after which the answer ends, 0 for no such limit. ``error`` is why it cannot be
+    continued, such as a grammar that allows no token.
     """
 
     seq: int
     tokens: list[int]
     sampler: TokenSampler
     most: int = 0
+    error: FrcliError | None = None
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,11 @@ class Window:
         if self.router:
             found[ROUTER] = self.router[self.at]
         return found
+
+    def fail(self, error: FrcliError) -> None:
+        """End the continuation, which has no next token because of ``error``; those before it stay."""
+        self.continuation.error = error
+        self.open = False
 
     def decide(self, token: int, over: bool) -> None:
         """Take ``token`` as the one at the next position; ``over`` ends the answer and with it the window."""

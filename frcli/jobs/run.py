@@ -1,8 +1,8 @@
-"""Runs a batch file: one request a line in, one answer a line out, in order.
+"""Runs a batch file: one request a line in, one answer a line out, in the order of the input.
 
-Lines are read as they are needed, so memory does not grow with the file. Each answer is on disk before the next request
-is begun, in ``OUT.part`` beside ``OUT``, which takes its place when all rows are done. Whatever ends a job early leaves
-whole lines in ``OUT.part``, and the error says how many.
+Lines are read as they are needed, so memory does not grow with the file. Answers may be finished in any order; each is
+on disk as soon as those before it are, in ``OUT.part`` beside ``OUT``, which takes its place when all rows are done.
+Whatever ends a job early leaves whole lines in ``OUT.part``, and the error says how many.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ from frcli.jobs.formats import BadRow, Row, answered, failed, read_row
 if TYPE_CHECKING:
     from frcli.decode.answer import Answer
 
+Answerer = Callable[[Iterator["Row | None"]], Iterator[tuple[int, "Answer | FrcliError"]]]
+"""Answers rows: yields each row's number, counted from 0 among those it was given, and its answer, in any order.
+
+It asks for the next row when it could begin with it; None says that it must finish another one before.
+"""
+
+AHEAD = 256  # rows that may be begun or finished behind one that is not finished: what is kept in memory
 MAX_LINE = 16 * 2**20  # bytes; a longer line is no request that any context holds
 _BOM = b"\xef\xbb\xbf"
 
@@ -64,7 +71,7 @@ class JobResult:
 def run(
     rows: Path | None,
     out: Path | None,
-    answer: Callable[[Row], Answer],
+    answers: Answerer,
     *,
     model: str,
     force: bool = False,
@@ -73,9 +80,9 @@ def run(
 ) -> JobResult:
     """Answer every row of the file ``rows`` (None: standard input) into ``out`` (None: standard output).
 
-    ``answer`` is called once a row; a ``FrcliError`` that it raises fails the row and is written in its place, except
-    ``OutputError`` and ``Interrupted``, which end the job. ``model`` is what OpenAI rows that name none are told.
-    ``limit`` ends the job after so many rows, blank lines not counted.
+    A ``FrcliError`` that ``answers`` gives for a row is written in its place, and one that it raises ends the job.
+    ``model`` is what OpenAI rows that name none are told. ``limit`` ends the job after so many rows, blank lines not
+    counted.
 
     Raises ``UsageError`` for files that cannot be meant, ``DataError`` for input that cannot be read or has no rows,
     ``OutputError`` for output that exists (without ``force``) or cannot be written, and ``Interrupted`` on Ctrl-C.
@@ -83,34 +90,82 @@ def run(
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_opened(rows))
         name = str(rows) if rows else "standard input"
-        total = _size(source)
         output = stack.enter_context(_output(rows, out, force))
-        done = failures = tokens = bytes_read = 0
-        lines_of_ids: dict[str | int, int] = {}
+        job = _Job(_lines(source, name), output, model, limit, progress, _size(source))
         try:
-            for number, line, length in _lines(source, name):
-                bytes_read += length
-                if line is not None and not line.strip():
-                    continue
-                row = _row(line, number, lines_of_ids)
-                record, written = _record(row, answer, model)
-                output.write(record)
-                done += written is not None
-                failures += written is None
-                tokens += written or 0
-                if progress:
-                    progress(Progress(done, failures, tokens, bytes_read, total))
-                if done + failures == limit:
-                    break
-            if done + failures:
+            for number, outcome in answers(job.rows()):
+                job.finished(number, outcome)
+            job.write()
+            if job.written:
                 output.commit()
         except KeyboardInterrupt as error:
             raise Interrupted(f"stopped in {name}", output.promise()) from error
-        except (Interrupted, OutputError, DataError) as error:
+        except FrcliError as error:
             raise type(error)(error.what, "; ".join(filter(None, (error.hint, output.promise())))) from error
-        if not done + failures:
+        if not job.written:
             raise DataError(f"{name} has no rows", "give one JSON object a line")
-    return JobResult(done, failures)
+    return JobResult(job.done, job.failed)
+
+
+class _Job:
+    """Rows on their way from the input through the answerer to the output, which gets them in order."""
+
+    def __init__(
+        self,
+        lines: Iterator[tuple[int, bytes | None, int]],
+        output: Output,
+        model: str,
+        limit: int | None,
+        progress: Callable[[Progress], None] | None,
+        size: int | None,
+    ) -> None:
+        self._lines, self._output, self._model, self._limit = lines, output, model, limit
+        self._progress, self._size = progress, size
+        self._bytes = 0
+        self._ids: dict[str | int, int] = {}
+        self._given: dict[int, tuple[int, Row]] = {}  # place in the output and row, by the answerer's number
+        self._asked = 0
+        self._waiting: dict[int, tuple[dict[str, Any], int | None]] = {}  # lines to write by place, and their tokens
+        self._taken = 0  # places given out
+        self.written = self.done = self.failed = self._tokens = 0
+
+    def rows(self) -> Iterator[Row | None]:
+        """The rows that can be answered, as they are asked for."""
+        for number, line, length in self._lines:
+            self._bytes += length
+            if line is not None and not line.strip():
+                continue
+            row = _row(line, number, self._ids)
+            while self._taken - self.written >= AHEAD:
+                yield None
+            place, self._taken = self._taken, self._taken + 1
+            if isinstance(row, BadRow):
+                self._waiting[place] = failed(row, "invalid_request", row.reason), None
+                self.write()
+            else:
+                self._given[self._asked] = place, row
+                self._asked += 1
+                yield row
+            if self._taken == self._limit:
+                return
+
+    def finished(self, number: int, outcome: Answer | FrcliError) -> None:
+        """Take a row's answer, or why it has none, and write what can be written."""
+        place, row = self._given.pop(number)
+        self._waiting[place] = _record(row, outcome, self._model)
+        self.write()
+
+    def write(self) -> None:
+        """Write the lines whose turn it is."""
+        while self.written in self._waiting:
+            record, tokens = self._waiting.pop(self.written)
+            self._output.write(record)
+            self.written += 1
+            self.done += tokens is not None
+            self.failed += tokens is None
+            self._tokens += tokens or 0
+            if self._progress:
+                self._progress(Progress(self.done, self.failed, self._tokens, self._bytes, self._size))
 
 
 def _row(line: bytes | None, number: int, lines_of_ids: dict[str | int, int]) -> Row | BadRow:
@@ -123,23 +178,19 @@ def _row(line: bytes | None, number: int, lines_of_ids: dict[str | int, int]) ->
     return row
 
 
-def _record(row: Row | BadRow, answer: Callable[[Row], Answer], model: str) -> tuple[dict[str, Any], int | None]:
+def _record(row: Row, outcome: Answer | FrcliError, model: str) -> tuple[dict[str, Any], int | None]:
     """The line to write and the number of tokens in it, None for a row that failed."""
-    if isinstance(row, BadRow):
-        return failed(row, "invalid_request", row.reason), None
-    try:
-        given = answer(row)
-    except (OutputError, Interrupted):
-        raise
-    except FrcliError as error:
-        if isinstance(error, ContextError):
+    if isinstance(outcome, (OutputError, Interrupted)):
+        raise outcome
+    if isinstance(outcome, FrcliError):
+        if isinstance(outcome, ContextError):
             code = "context_length_exceeded"
         else:
-            code = "invalid_request" if isinstance(error, (UsageError, DataError)) else "server_error"
-        return failed(row, code, str(error)), None
-    if given.finish_reason == "cancelled":
+            code = "invalid_request" if isinstance(outcome, (UsageError, DataError)) else "server_error"
+        return failed(row, code, str(outcome)), None
+    if outcome.finish_reason == "cancelled":
         raise KeyboardInterrupt  # half an answer is none: the row is left to the next run
-    return answered(row, given, model), given.completion_tokens
+    return answered(row, outcome, model), outcome.completion_tokens
 
 
 def _opened(rows: Path | None) -> contextlib.AbstractContextManager[BinaryIO]:

@@ -6,16 +6,25 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from frcli.decode.answer import Answer
-from frcli.errors import ContextError, DataError, Interrupted, ModelError, OutputError, RowsFailed, UsageError
+from frcli.errors import (
+    ContextError,
+    DataError,
+    FrcliError,
+    Interrupted,
+    ModelError,
+    OutputError,
+    RowsFailed,
+    UsageError,
+)
 from frcli.jobs.formats import Row
-from frcli.jobs.run import MAX_LINE, JobResult, Output, Progress, run
+from frcli.jobs.run import AHEAD, MAX_LINE, Answerer, JobResult, Output, Progress, run
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, which only Linux has")
 
@@ -47,8 +56,23 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.splitlines()]
 
 
+def serially(answer: Callable[[Row], Answer]) -> Answerer:
+    """Answers one row after the other."""
+
+    def answers(rows: Iterator[Row | None]) -> Iterator[tuple[int, Answer | FrcliError]]:
+        for number, row in enumerate(rows):
+            assert row is not None  # it never waits for another
+            try:
+                outcome: Answer | FrcliError = answer(row)
+            except FrcliError as error:
+                outcome = error
+            yield number, outcome
+
+    return answers
+
+
 def job(source: Path | None, out: Path | None, answer: Callable[[Row], Answer] = echo, **options: Any) -> JobResult:
-    return run(source, out, answer, model="quartet", **options)
+    return run(source, out, serially(answer), model="quartet", **options)
 
 
 # Rows
@@ -359,7 +383,12 @@ from frcli.jobs.run import run
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write then fails instead: EFBIG in the place of ENOSPC
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:
-    run(Path(sys.argv[1]), Path(sys.argv[2]), lambda row: Answer(row.prompt, "eos", 1, 1, {}), model="m")
+    run(
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        lambda rows: ((number, Answer(row.prompt, "eos", 1, 1, {})) for number, row in enumerate(rows)),
+        model="m",
+    )
 except FrcliError as error:
     print(type(error).__name__, error)
 """
@@ -467,6 +496,60 @@ def test_an_output_that_cannot_be_renamed_is_kept_beside(rows: Callable[..., Pat
     assert len(read(part)) == 1
 
 
+# Many rows at once
+
+
+def backwards(at_once: int) -> Answerer:
+    """Begins so many rows and finishes the last one first."""
+
+    def answers(rows: Iterator[Row | None]) -> Iterator[tuple[int, Answer | FrcliError]]:
+        begun: list[tuple[int, Row]] = []
+        number = 0
+        while True:
+            row = next(rows, None)
+            if row is not None:
+                begun.append((number, row))
+                number += 1
+            if row is None and not begun:
+                return
+            if row is None or len(begun) == at_once:
+                last, done = begun.pop()
+                yield last, echo(done)
+
+    return answers
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7, 100])
+def test_lines_come_in_the_order_of_the_input(rows: Callable[..., Path], tmp_path: Path, at_once: int) -> None:
+    lines = [{"prompt": f"p{i}"} if i % 5 else b"{" for i in range(40)]
+    out = tmp_path / "out.jsonl"
+    result = run(rows(*lines), out, backwards(at_once), model="m")
+    assert result == JobResult(32, 8)
+    written = read(out)
+    assert [line["id"] for line in written] == list(range(1, 41))
+    assert [line.get("text") for line in written] == [f"P{i}" if i % 5 else None for i in range(40)]
+
+
+def test_no_row_is_begun_too_far_ahead_of_one_that_is_not_finished(rows: Callable[..., Path], tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def answers(given: Iterator[Row | None]) -> Iterator[tuple[int, Answer | FrcliError]]:
+        first = next(given)
+        assert first is not None
+        for number in range(1, AHEAD):
+            row = next(given)
+            assert row is not None
+            begun.append(row.line)
+            yield number, echo(row)
+        assert next(given) is None and next(given) is None
+        yield 0, echo(first)
+        yield from ((AHEAD + number, echo(row)) for number, row in enumerate(given) if row)
+
+    out = tmp_path / "out.jsonl"
+    assert run(rows(*({"prompt": str(i)} for i in range(AHEAD + 9))), out, answers, model="m").done == AHEAD + 9
+    assert [line["id"] for line in read(out)] == list(range(1, AHEAD + 10))
+
+
 # Standard input and output
 
 
@@ -476,7 +559,8 @@ from frcli.errors import FrcliError
 from frcli.jobs.run import run
 import sys
 try:
-    run(None, None, lambda row: Answer(row.prompt, "eos", 1, 1, {}), model="m")
+    echo = lambda rows: ((number, Answer(row.prompt, "eos", 1, 1, {})) for number, row in enumerate(rows))
+    run(None, None, echo, model="m")
 except FrcliError as error:
     print(type(error).__name__, error, file=sys.stderr)
 """

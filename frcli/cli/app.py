@@ -32,6 +32,7 @@ COMMANDS = {
     "convert": Entry("frcli.cli.convert", "Turn adapters and routers into what frcli runs.", group=True),
     "train": Entry("frcli.cli.train", "Train LoRA experts and routers.", group=True),
     "eval": Entry("frcli.cli.eval", "Compare experts and policies on known answers.", group=True),
+    "bench": Entry("frcli.cli.bench", "Measure speed, cost and memory of a bundle.", group=True),
     "models": Entry("frcli.cli.models", "List, show and fetch bundles.", group=True),
     "doctor": Entry("frcli.cli.doctor", "Check this machine, the installation and a bundle."),
 }

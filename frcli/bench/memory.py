@@ -1,0 +1,173 @@
+"""Where the memory goes: weights, KV caches and compute buffers, by formula, as llama.cpp says, and as the system sees
+the process grow.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from frcli.bench.machine import resident_memory
+from frcli.bench.peers import BareExpert, loaded_model
+from frcli.bench.plan import Prompt
+from frcli.decode.engine import Engine
+from frcli.decode.sampler import Sampling
+from frcli.sources.llama import LlamaModel
+from frcli.sources.onnx import OnnxRouter
+
+MIB = 1 << 20
+OVERHEAD = 16 * MIB  # what an expert may take beyond its adapter and its KV cache
+_BUFFER = re.compile(r"(\S+) +(KV|compute|output) buffer size = +([\d.]+) MiB")
+
+
+def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]:
+    """Bytes by part, of an engine that has just been opened in a process that had ``begin`` bytes before.
+
+    The experts are used one after the other, so that the growth of the process is each one's own; the base is read
+    before by a context that is freed again. ``experts`` has for each: ``adapter`` (its file), ``kv`` (by formula),
+    ``kv_held``, ``compute`` and ``output`` (what llama.cpp says that it allocates) and ``growth`` (of the resident
+    memory). ``opening``, ``reading_base`` and ``fusing`` are the growth before and after that: the engine's opening,
+    with the router's session; the base's pages; the router's work. ``target`` is base + router + experts x (adapter +
+    KV + 16 MiB), ``resident`` what the process has taken in the end. The engine's policy is changed and put back.
+    """
+    opened = resident_memory()
+    bundle, policy = engine.bundle, engine.policy.name
+    base = engine.base
+    with BareExpert(base, None, context=engine.context, threads=engine.threads) as bare:
+        bare.write(prompt.tokens, 2, Sampling(temperature=0))
+    before = read = resident_memory()
+    experts: dict[str, Any] = {}
+    for name in bundle.experts:
+        artifact, table = bundle.expert(name), bundle.manifest.experts[name]
+        with _said() as said:
+            engine.use(policy=f"expert:{name}")
+            engine.write(prompt.tokens, Sampling(temperature=0), max_tokens=2).run()
+        after = resident_memory()
+        entry = {
+            "adapter": artifact.path.stat().st_size if artifact and table.adapter else None,
+            "weights": artifact.path.stat().st_size if artifact and table.file else None,
+            "kv": kv_bytes(loaded_model(engine, name), engine.context * engine.options.sequences),
+            "kv_held": said.get("KV"),
+            "compute": said.get("compute"),
+            "output": said.get("output"),
+            "growth": _growth(before, after),
+        }
+        experts[name] = {key: value for key, value in entry.items() if value is not None}
+        before = after
+    used = before
+    engine.use(policy=policy)
+    engine.write(prompt.tokens, Sampling(temperature=0), max_tokens=2).run()
+    path = bundle.router_model() if engine.router is not None else None
+    router = path.stat().st_size if path is not None else 0
+    after = resident_memory()
+    each = [e.get("adapter", 0) + e.get("weights", 0) + e["kv"] + OVERHEAD for e in experts.values()]
+    found = {
+        "context": engine.context,
+        "sequences": engine.options.sequences,
+        "base": base.weight_bytes,
+        "router": router,
+        "router_kv": router_kv_bytes(engine.router, engine.context) if engine.router else None,
+        "experts": experts,
+        "target": base.weight_bytes + router + sum(each),
+        "resident": _growth(begin, after),
+        "program": begin,
+        "opening": _growth(begin, opened),
+        "reading_base": _growth(opened, read),
+        "fusing": _growth(used, after),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def kv_bytes(model: LlamaModel, context: int) -> int:
+    """Bytes of the KV cache of a context with so many tokens in float16: ``tokens x layers x (keys + values) x 2``, the
+    tokens in whole blocks of 256, keys and values of ``kv_heads x head_size`` each.
+
+    For models with full attention in all layers, all with the same number of heads.
+    """
+    lib, handle = model._lib, model._model
+    heads = int(lib.llama_model_n_head_kv(handle))
+    usual = int(lib.llama_model_n_embd(handle)) // max(1, int(lib.llama_model_n_head(handle)))
+    sizes = [int(_metadata(model, f"attention.{kind}_length") or usual) for kind in ("key", "value")]
+    tokens = -(-context // 256) * 256
+    return tokens * int(lib.llama_model_n_layer(handle)) * heads * sum(sizes) * 2
+
+
+def _metadata(model: LlamaModel, key: str) -> str:
+    def read(name: str) -> str:
+        buffer = ctypes.create_string_buffer(128)
+        size = model._lib.llama_model_meta_val_str(model._model, name.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if size > 0 else ""
+
+    return read(f"{read('general.architecture')}.{key}")
+
+
+def router_kv_bytes(router: OnnxRouter, context: int) -> int:
+    """Bytes of the router's KV buffers of one sequence, float32; the system gives them as they fill."""
+    total = 0
+    for entry in router._session.get_inputs():
+        if entry.name.startswith(("past_key.", "past_value.")):
+            total += int(entry.shape[1]) * context * int(entry.shape[3]) * 4
+    return total
+
+
+@contextmanager
+def _said() -> Iterator[dict[str, int]]:
+    """Bytes by kind of buffer (``KV``, ``compute``, ``output``) that llama.cpp has logged when this is closed.
+
+    A compute buffer is told again whenever it is made anew, so the last word on each device counts; a model may have
+    several KV caches on one device.
+    """
+    sizes: dict[str, int] = {}
+    lines: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    log, listener = logging.getLogger("frcli.llama"), Listener()
+    level, propagate = log.level, log.propagate
+    log.addHandler(listener)
+    log.propagate = propagate and log.isEnabledFor(logging.DEBUG)  # nobody else has asked for these messages
+    log.setLevel(logging.DEBUG)
+    try:
+        yield sizes
+    finally:
+        log.removeHandler(listener)
+        log.setLevel(level)
+        log.propagate = propagate
+        sizes |= buffers(lines)
+
+
+def buffers(lines: Iterable[str]) -> dict[str, int]:
+    """Bytes by kind of buffer, from what llama.cpp logs while a context is made and used."""
+    last: dict[tuple[str, str], int] = {}
+    for line in lines:
+        if found := _BUFFER.search(line):
+            device, kind, size = found.groups()
+            before = last.get((device, kind), 0) if kind == "KV" else 0
+            last[device, kind] = before + int(float(size) * MIB)
+    total: dict[str, int] = {}
+    for (_, kind), size in last.items():
+        total[kind] = total.get(kind, 0) + size
+    return total
+
+
+def need(sizes: dict[str, Any], context: int, sequences: int, experts: int | None = None) -> int:
+    """Bytes that an engine needs, estimated from what :func:`measure` found: ``experts`` of them (None: all), in
+    contexts of ``context`` tokens for each of ``sequences``.
+    """
+    each = list(sizes["experts"].values())
+    count = len(each) if experts is None else experts
+    scale = sequences * context / (sizes["context"] * sizes["sequences"])
+    per_expert = max(e.get("adapter", 0) + scale * e["kv"] + OVERHEAD for e in each)
+    models = sum(e.get("weights", 0) for e in each)
+    router = sizes["router"] + scale * sizes.get("router_kv", 0)
+    return int(sizes["base"] + models + router + count * per_expert)

@@ -1,0 +1,209 @@
+"""A trace as a picture: what a token costs, by part, and which expert wrote which token.
+
+The SVG is one file without scripts, fonts or links, for a light and a dark background. Colour never says anything
+alone: parts of a bar carry their milliseconds and are in the legend's order, experts are marked by their initials where
+they take over.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape
+
+from frcli.bench.trace import Traced, by_configuration
+from frcli.decode.stopwatch import PARTS
+
+PARTS_SHOWN = (*PARTS, "rest")
+_PART_COLOURS = ("#8e6bbf", "#3b82c4", "#d9822b", "#4f9d69", "#c4577f", "#8a8f98")
+_EXPERT_COLOURS = ("#3b82c4", "#d9822b", "#4f9d69", "#c4577f", "#8e6bbf", "#b8a02c", "#3aa6a6", "#a0634a")
+SEVERAL = "+"  # the mark of a token that several experts wrote together
+
+_LEFT, _WIDTH, _CELL, _PER_LINE = 250, 1180, 7, 128
+_STYLE = """
+text { font: 12px system-ui, sans-serif; fill: #1f2328 }
+.head { font-size: 15px; font-weight: 600 }
+.small { font-size: 10px }
+.in { fill: #ffffff; text-anchor: middle }
+.end { text-anchor: end }
+.mid { text-anchor: middle }
+.line { stroke: #1f2328 }
+.fill { fill: #1f2328 }
+@media (prefers-color-scheme: dark) {
+  text, .fill { fill: #e6edf3 }
+  .in { fill: #ffffff }
+  .line { stroke: #e6edf3 }
+}
+"""
+
+
+@dataclass(slots=True)
+class Canvas:
+    """SVG elements and how far down they reach."""
+
+    parts: list[str] = field(default_factory=list)
+    y: float = 0.0
+
+    def text(self, x: float, y: float, text: str, kind: str = "") -> None:
+        """Text whose baseline begins at (x, y)."""
+        style = f' class="{kind}"' if kind else ""
+        self.parts.append(f'<text x="{x:g}" y="{y:g}"{style}>{escape(text)}</text>')
+
+    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+        """A filled rectangle."""
+        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:.2f}" height="{height:g}" fill="{colour}"/>')
+
+    def line(self, x: float, y: float, to_x: float, to_y: float) -> None:
+        """A line in the colour of the text."""
+        self.parts.append(f'<line class="line" x1="{x:g}" y1="{y:g}" x2="{to_x:g}" y2="{to_y:g}"/>')
+
+    def dot(self, x: float, y: float) -> None:
+        """A dot in the colour of the text."""
+        self.parts.append(f'<circle class="fill" cx="{x:g}" cy="{y:g}" r="1.3"/>')
+
+    def cross(self, x: float, y: float) -> None:
+        """A cross in the colour of the text."""
+        self.parts.append(f'<path class="line" d="M{x - 2:g} {y - 2:g}l4 4m0 -4l-4 4" fill="none"/>')
+
+    def svg(self, title: str) -> str:
+        """The whole picture."""
+        size = f'width="{_WIDTH}" height="{self.y:g}" viewBox="0 0 {_WIDTH} {self.y:g}"'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
+        return "\n".join([head, f"<title>{escape(title)}</title>", f"<style>{_STYLE}</style>", *self.parts, "</svg>\n"])
+
+
+def draw(traced: Sequence[Traced], prompts: int = 4) -> str:
+    """The picture of a trace as SVG text; the routing is that of the first repetition, for so many ``prompts``."""
+    groups = by_configuration(traced)
+    canvas = Canvas()
+    _draw_costs(canvas, {name: costs(lines) for name, lines in groups.items()})
+    single = {name: lines for name, lines in groups.items() if name.startswith("fused")}
+    _draw_routing(canvas, single or groups, prompts)
+    return canvas.svg("What a token costs, and which expert wrote it")
+
+
+def costs(lines: Iterable[Traced]) -> dict[str, float]:
+    """Mean milliseconds of a token by part, over the steps that read no prompt; empty when there are none."""
+    lines = list(lines)
+    reading = {(line.repetition, line.window) for line in lines if line.index == 0}
+    counted = [line for line in lines if (line.repetition, line.window) not in reading]
+    if not counted:
+        return {}
+    means = {part: sum(line.ms[part] for line in counted) / len(counted) for part in PARTS}
+    wall = sum(line.wall for line in counted) / len(counted)
+    return {**means, "rest": max(0.0, wall - sum(means.values()))}
+
+
+def _draw_costs(canvas: Canvas, by_name: Mapping[str, dict[str, float]]) -> None:
+    canvas.text(10, 24, "What a token costs, in milliseconds", "head")
+    canvas.y = 36
+    _legend(canvas, [(part, colour) for part, colour in zip(PARTS_SHOWN, _PART_COLOURS, strict=True)])
+    longest = max((sum(parts.values()) for parts in by_name.values()), default=0.0)
+    scale = (_WIDTH - _LEFT - 70) / longest if longest > 0 else 0.0
+    for name, parts in by_name.items():
+        canvas.text(_LEFT - 8, canvas.y + 15, name, "end")
+        x = float(_LEFT)
+        for part, colour in zip(PARTS_SHOWN, _PART_COLOURS, strict=True):
+            width = parts.get(part, 0.0) * scale
+            canvas.box(x, canvas.y, width, 20, colour)
+            if width > 60:
+                canvas.text(x + width / 2, canvas.y + 14, f"{part} {parts[part]:.3g}", "small in")
+            elif width > 24:
+                canvas.text(x + width / 2, canvas.y + 14, f"{parts[part]:.3g}", "small in")
+            x += width
+        canvas.text(x + 6, canvas.y + 15, f"{sum(parts.values()):.3g}" if parts else "not measured")
+        canvas.y += 28
+    canvas.y += 14
+
+
+def _legend(canvas: Canvas, entries: Sequence[tuple[str, str]]) -> None:
+    x = float(_LEFT)
+    for name, colour in entries:
+        width = 26 + 7 * len(name)
+        if x > _LEFT and x + width > _WIDTH:
+            x, canvas.y = float(_LEFT), canvas.y + 18
+        canvas.box(x, canvas.y, 11, 11, colour)
+        canvas.text(x + 16, canvas.y + 10, name)
+        x += width
+    canvas.y += 24
+
+
+def initials(names: Sequence[str]) -> dict[str, str]:
+    """The shortest beginning of each name, at most three letters, that no other name has; else its number."""
+    short = {}
+    for number, name in enumerate(names, 1):
+        others = [other for other in names if other != name]
+        beginnings = (name[:n] for n in range(1, 4))
+        short[name] = next((b for b in beginnings if not any(o.startswith(b) for o in others)), str(number))
+    return short
+
+
+def _draw_routing(canvas: Canvas, groups: Mapping[str, Sequence[Traced]], prompts: int) -> None:
+    names = list(dict.fromkeys(name for lines in groups.values() for line in lines for name in line.experts))
+    colours = {name: _EXPERT_COLOURS[i % len(_EXPERT_COLOURS)] for i, name in enumerate(names)}
+    marks = initials(names)
+    canvas.text(10, canvas.y + 18, "Which expert wrote which token", "head")
+    canvas.y += 30
+    _legend(canvas, [(f"{marks[name]} = {name}", colours[name]) for name in names])
+    canvas.dot(_LEFT + 5, canvas.y + 5)
+    canvas.text(_LEFT + 16, canvas.y + 10, "a draft that was accepted")
+    canvas.cross(_LEFT + 205, canvas.y + 6)
+    canvas.text(_LEFT + 216, canvas.y + 10, "here a draft was not taken")
+    canvas.y += 26
+    for configuration, lines in groups.items():
+        canvas.text(10, canvas.y + 12, configuration)
+        canvas.y += 18
+        answers: defaultdict[int, list[Traced]] = defaultdict(list)
+        for line in lines:
+            if line.repetition == 0 and line.prompt < prompts:
+                answers[line.prompt].append(line)
+        for prompt, answer in sorted(answers.items()):
+            for start in range(0, len(answer), _PER_LINE):
+                if not start:
+                    canvas.text(_LEFT - 8, canvas.y + 22, f"prompt {prompt}", "end small")
+                before = answer[start - 1].experts if start else ()
+                _draw_answer(canvas, answer[start : start + _PER_LINE], before, rejections(answer), colours, marks)
+        canvas.y += 8
+
+
+def rejections(answer: Sequence[Traced]) -> set[int]:
+    """Indices of the tokens that stand where a draft was not taken: the last ones of windows that had more drafts than
+    were accepted.
+    """
+    windows: dict[int, list[Traced]] = {}
+    for line in answer:
+        windows.setdefault(line.window, []).append(line)
+    return {
+        lines[-1].index
+        for lines in windows.values()
+        if sum(line.proposed for line in lines) > sum(line.drafted for line in lines)
+    }
+
+
+def _draw_answer(
+    canvas: Canvas,
+    tokens: Sequence[Traced],
+    before: tuple[str, ...],
+    rejected: set[int],
+    colours: Mapping[str, str],
+    marks: Mapping[str, str],
+) -> None:
+    """One line of cells: initials above where the expert changes, what became of drafts below."""
+    top = canvas.y + 12
+    for place, token in enumerate(tokens):
+        x = _LEFT + place * _CELL
+        height = 14 / len(token.experts)
+        for i, name in enumerate(token.experts):
+            canvas.box(x, top + i * height, _CELL - 1, height, colours[name])
+        if token.experts != before:
+            mark = marks[token.experts[0]] if len(token.experts) == 1 else SEVERAL
+            canvas.text(x + (_CELL - 1) / 2, top - 3, mark, "small mid")
+            if place:
+                canvas.line(x - 0.5, top - 2, x - 0.5, top + 16)
+        before = token.experts
+        if token.index in rejected:
+            canvas.cross(x + (_CELL - 1) / 2, top + 19)
+        elif token.drafted:
+            canvas.dot(x + (_CELL - 1) / 2, top + 19)
+    canvas.y += 38

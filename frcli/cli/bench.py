@@ -1,0 +1,166 @@
+"""``frcli bench``: how fast a bundle runs, and what that is worth beside llama.cpp alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from frcli.cli import ui
+from frcli.cli.options import Bundle, Force, with_settings
+from frcli.config import Settings, read_settings
+
+RUN = "run"
+
+
+class RunByDefault(TyperGroup):
+    """A group whose command ``run`` need not be named, and whose help is that of ``run`` and the list of commands."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``run`` in front, unless a command or the help is asked for."""
+        if not args or args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
+            args = [RUN, *args]
+        return list(super().parse_args(ctx, args))
+
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        """Both ways to call it."""
+        formatter.write_usage(ctx.command_path, "[OPTIONS] [BUNDLE]")
+        formatter.write_usage(ctx.command_path, "plot [OPTIONS] TRACE", prefix="       ")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The options of ``run``, then the commands."""
+        parameters = self.commands[RUN].get_params(ctx)
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            own = [parameter for parameter in parameters if parameter.param_type_name == kind]
+            with formatter.section(title):
+                formatter.write_dl([record for p in own if (record := p.get_help_record(ctx)) is not None])
+        self.format_commands(ctx, formatter)
+
+
+app = typer.Typer(
+    add_completion=False,
+    cls=RunByDefault,
+    help="Measure how fast a bundle runs: the fused system with and without drafts, many answers at once, each expert "
+    "alone in llama.cpp, where the time and the memory go. Takes minutes; --quick takes less.",
+)
+DEFAULTS = Settings()
+
+
+@app.command(RUN, hidden=True)
+@with_settings(("policy", "gamma", "sharp", "draft", "ctx", "threads", "gpu_layers"), DEFAULTS)
+def run(
+    bundle: Bundle = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="PATH[@START:STOP]", help="JSON lines of prompts; repeatable. Built-in ones if not given."
+        ),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, help="How often each is measured.")] = 5,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=2, help="Most tokens of an answer.")] = 128,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option("--temperature", "-t", help="Repeatable: each is measured. [default: 0]", show_default=False),
+    ] = None,
+    sequences: Annotated[
+        str, typer.Option("--sequences", metavar="N,N,...", help="Answers at once; empty: not measured.")
+    ] = "1,4,16",
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Ban the tokens that end an answer: each has as many as --tokens.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the first prompt's draws.")] = 1,
+    idle: Annotated[bool, typer.Option(help="Compare eight experts with two.")] = True,
+    start: Annotated[bool, typer.Option("--start", help="Measure how long fresh processes take to start.")] = False,
+    llama_bench: Annotated[
+        Path | None, typer.Option("--llama-bench", metavar="PATH", help="Run this llama-bench on the base, too.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="2 repetitions of at most 32 tokens, 1 and 4 answers at once.")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("--output", "-o", metavar="md|json|jsonl|csv", help="Format of the results.")
+    ] = "md",
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write every token to this file, as JSON lines.")
+    ] = None,
+    force: Force = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
+    """Measure a bundle."""
+    settings = read_settings(DEFAULTS, {**flags, "bundle": bundle})
+
+    from frcli.bench.plan import Plan, read_prompts
+    from frcli.bench.report import FORMATS, render
+    from frcli.bench.run import run as measure
+    from frcli.bench.trace import write_trace
+    from frcli.bundle import DEFAULT_BUNDLE, read_bundle
+    from frcli.errors import OutputError, UsageError
+
+    if form not in FORMATS:
+        raise UsageError(f"there is no format {form!r}", f"the formats are {', '.join(FORMATS)}")
+    plan = Plan(
+        repetitions=min(repetitions, 2) if quick else repetitions,
+        tokens=min(tokens, 32) if quick else tokens,
+        temperatures=tuple(dict.fromkeys(temperature or (0.0,))),
+        sequences=tuple(n for n in _numbers(sequences) if n <= 4 or not quick),
+        draft=settings.draft,
+        ignore_end=ignore_end,
+        idle=idle,
+        start=start,
+        llama_bench=llama_bench,
+        seed=seed,
+    )
+    plan.check()
+    if trace is not None and trace.exists() and not force:
+        raise OutputError(f"{trace} exists", "choose another name, or use --force to replace it")
+    if trace is not None and not trace.parent.is_dir():
+        raise OutputError(f"there is no folder {trace.parent}", "make it first")
+    texts = read_prompts(data or ())
+    opened = read_bundle(settings.bundle or DEFAULT_BUNDLE)
+    # The bundle's context is for chats: what is measured takes as much as the prompts need.
+    options = replace(settings.with_bundle(opened).options(), context=settings.ctx)
+    with ui.Meter() as meter:
+        document, measured = measure(
+            opened, options, plan, texts, lambda phase, note, done, total: meter(phase, done, total or None, note)
+        )
+    if trace is not None:
+        ui.say(f"{trace}: {write_trace(trace, measured, plan)} tokens")
+    ui.write(render(document, form))
+
+
+@app.command()
+def plot(
+    trace: Annotated[Path, typer.Argument(metavar="TRACE", help="File that --trace has written.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="SVG file to write.", show_default=False)],
+    prompts: Annotated[int, typer.Option(min=1, help="Draw the routing of so many prompts.")] = 4,
+    force: Force = False,
+) -> None:
+    """Draw a trace as SVG: what a token costs by part, and which expert wrote which token."""
+    from frcli.bench.plot import draw
+    from frcli.bench.trace import read_trace
+    from frcli.errors import OutputError
+
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
+    picture = draw(read_trace(trace), prompts)
+    beside = out.with_name(f"{out.name}.part")
+    try:
+        beside.write_text(picture, encoding="utf-8")
+        beside.replace(out)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror}", "choose another place") from None
+    ui.say(f"{out}: {ui.size(out.stat().st_size)}")
+
+
+def _numbers(text: str) -> list[int]:
+    from frcli.errors import UsageError
+
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",") if part.strip()))
+    except ValueError:
+        raise UsageError(f"--sequences {text} is not a list of numbers", "for example 1,4,16") from None

@@ -12,8 +12,8 @@ before it were) and k drafts, a window gives 1 + a + ... + a^k tokens. It costs
     t_r(k + 1) + t_e(k + 1)       when a drafter that costs nothing drafts, and the router reads the window at once
 
 k = 0 is decoding without drafts: both are then t_r(1) + t_e(1). No text is written and none is accepted: the speeds are
-computed, and say nothing of the acceptance that a router reaches. As a check of the sum, some whole windows are timed
-too.
+computed, and say nothing of the acceptance that a router reaches; they are those of text that one expert writes, for a
+window that spans several experts runs each of them. As a check of the sum, some whole windows are timed too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -261,14 +262,17 @@ def machine() -> dict[str, Any]:
         name = next((value.strip() for key, _, value in fields if key.strip() == "model name"), name)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB if hasattr(os, "sysconf") else None
     packages = ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu", "numpy")
-    found = ((d.name.lower().replace("_", "-"), d.version) for d in metadata.distributions())
+    versions = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):  # one of the two builds of ONNX Runtime is there
+            versions[package] = metadata.version(package)
     return {
         "processor": name,
         "physical_cores": physical_cores(),
         "memory_gib": memory and round(memory, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **{name: version for name, version in found if name in packages},
+        **versions,
     }
 
 

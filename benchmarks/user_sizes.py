@@ -40,7 +40,7 @@ import random_llama
 import speed_plot
 
 from converters.checkpoint import LlamaConfig
-from converters.output import staging
+from converters.output import refuse_existing, staging
 from frcli.errors import FrcliError, ModelError, UsageError
 from frcli.sources.devices import physical_cores
 from frcli.sources.source import Feed, LogitSource
@@ -297,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=15, help="repetitions that count; their median is taken")
     parser.add_argument("--prefix", type=int, default=256, help="tokens before those of a call")
     parser.add_argument("--drafts", type=int, default=8, help="largest number of drafts")
-    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--threads", type=int, default=physical_cores(), help="of each runtime; they take turns")
     names = "layers, hidden, heads, kv_heads, head_dim, ffn, context"
     for model in ("expert", "router"):
         parser.add_argument(f"--{model}", default="", help=f"other sizes, such as layers=8,ffn=4096; of {names}")
@@ -316,6 +316,8 @@ def _run(options: argparse.Namespace) -> None:
             f"{options.prefix} tokens and {options.drafts} drafts do not fit in a context of {context}",
             "give fewer or a larger context",
         )
+    for path in filter(None, (options.out, options.plot)):
+        refuse_existing(path, force=True)
     _say("writing the models, unless they are there")
     gguf, onnx = random_llama.write_models(options.folder, expert_shape, router_shape, EXPERTS)
     settings = {

@@ -26,6 +26,7 @@ _PRIOR = 4.0  # observations that the first guess of a share is worth
 _RECENT = 100.0  # observations that are remembered
 _UNUSED = 16  # windows in a row without a draft after which drafting is considered only now and then
 _SELDOM = 8
+_AHEAD = 4  # drafts that are weighed together
 
 
 def parse_draft(text: str) -> int | None:
@@ -84,6 +85,7 @@ class Pace:
         self.fixed = fixed
         self.router, self.experts = CallCosts(), CallCosts()
         self.by_router, self.by_lookup = Share(), Share()
+        self.accepted = 0.8  # share of drafts, a mean over the last windows that had some
         self._per_token = 0.0
         self._unused = 0
 
@@ -103,9 +105,11 @@ class Pace:
         """Whether this window goes without a look at drafts, because the last ones found none worth its time."""
         return self.fixed is None and self._unused >= _UNUSED and self._unused % _SELDOM != 0
 
-    def step_was(self, tokens: int, seconds: float, drafts: int) -> None:
-        """Take note of a step: tokens that it gave, seconds that it took, drafts that it tried."""
+    def step_was(self, tokens: int, seconds: float, drafts: int, accepted: int) -> None:
+        """Take note of a step: tokens that it gave, seconds that it took, drafts that it tried and that were right."""
         self._unused = 0 if drafts else self._unused + 1
+        if drafts:
+            self.accepted += 0.05 * (accepted / drafts - self.accepted)
         share = seconds / tokens
         if not self._per_token:
             self._per_token = share
@@ -115,29 +119,40 @@ class Pace:
     def go_on(self, drafts: int, chance: float, *, router: int, free: bool = False) -> bool:
         """Whether to draft one more token than ``drafts``, which with all before it is accepted with ``chance``.
 
-        ``router`` is how many sequences share the router's call for it; ``free`` says that its row is there already.
+        ``router`` is how many sequences share the router's call for it; ``free`` says that its row is there already. It
+        may pay only together with those after it, which are taken to be accepted as often as drafts are on the whole.
         """
         if self.fixed is not None:
             return drafts < self.fixed
-        if drafts >= MOST_DRAFTS or not self.experts.first:
+        if not self.experts.first:
             return False
-        cost = self.experts.more
-        if not free and router:
-            cost += self.router.of(router) / router
-        return chance * self.per_token > cost
+        tokens = cost = 0.0
+        for more in range(1, min(_AHEAD, MOST_DRAFTS - drafts) + 1):
+            tokens += chance
+            chance *= self.accepted
+            if not (free and more == 1):
+                cost += self.router.of(router) / router
+            if tokens * self.per_token > cost + self.experts.of(drafts + 1 + more) - self.experts.of(drafts + 1):
+                return True
+        return False
 
     def guesses(self, chance: float, room: int, *, with_router: bool) -> int:
         """How many tokens of a lookup are worth their place, when each is right with ``chance`` after the one before.
 
         A guess that is right saves the router a call of its own, or, without router, the expert.
         """
+        room = min(room, MOST_DRAFTS if self.fixed is None else self.fixed)
         if self.fixed is not None:
-            return min(self.fixed, room)
+            return room
         costs = self.router if with_router else self.experts
-        n, right = 0, chance
-        while n < min(room, MOST_DRAFTS) and right * costs.first > costs.more:
-            n, right = n + 1, right * chance
-        return n
+        best, saved, tokens, right = 0, 0.0, 0.0, chance
+        for n in range(1, room + 1):
+            tokens += right
+            right *= chance
+            gain = tokens * costs.first - (costs.of(n + 1) - costs.first)
+            if gain > saved:
+                best, saved = n, gain
+        return best
 
 
 class PromptLookup:

@@ -116,10 +116,12 @@ class Speculation:
     def learn(self, drafts: Sequence[_Draft], reader: Reader) -> None:
         """Compare what was guessed with what was written, and take note of the time that the step took."""
         if reader.longest <= LONGEST:  # a step that read a prompt tells nothing of the others
+            windows = [draft.window for draft in drafts]
             self.pace.step_was(
-                sum(draft.window.at for draft in drafts),
+                sum(window.at for window in windows),
                 reader.watch.seconds,
-                sum(len(draft.window.drafts) for draft in drafts),
+                sum(len(window.drafts) for window in windows),
+                sum(window.accepted for window in windows),
             )
         for draft in drafts:
             written = draft.window.continuation.tokens[draft.window.start :]

@@ -111,6 +111,12 @@ class Window:
             found[ROUTER] = self.router[self.at]
         return found
 
+    @property
+    def accepted(self) -> int:
+        """How many drafts were right."""
+        written = self.continuation.tokens[self.start :]
+        return sum(one == other for one, other in zip(self.drafts, written, strict=False))
+
     def fail(self, error: FrcliError) -> None:
         """End the continuation, which has no next token because of ``error``; those before it stay."""
         self.continuation.error = error

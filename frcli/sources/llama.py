@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from frcli.errors import ModelError
+from frcli.errors import ContextError, ModelError
+from frcli.sources.llama_batch import LlamaBatch
 from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
 
 log = logging.getLogger("frcli.llama")
@@ -201,6 +202,13 @@ class LlamaSource:
 
     ``context`` is in tokens for each of ``sequences``; ``max_rows`` is the number of rows that one call of llama.cpp
     may give (more are read in several calls): it sets the size of the compute buffer.
+
+    ``cells`` is the number of tokens of all sequences together that the KV cache can hold, a prefix that they share by
+    ``fork`` counted once; None means ``context`` for each. They cost memory whether they are used or not. With
+    ``unified`` False each sequence has a cache of its own, of ``context`` cells: no attention runs over the cells of
+    the others, a fork copies the cache, and rows are those of a sequence that is read alone. On the CPU they are that
+    to the bit, but from 256 tokens on llama.cpp divides the attention of a single sequence among threads, and sums
+    it in another order.
     """
 
     def __init__(
@@ -209,48 +217,54 @@ class LlamaSource:
         *,
         context: int,
         sequences: int = 1,
+        cells: int | None = None,
+        unified: bool = True,
         adapter: Any = None,
         threads: int = 1,
         max_rows: int = 1,
         batch: int = 512,
     ) -> None:
         self._model, self._lib, self._ctx = model, model._lib, None
-        self._context, self._sequences = context, sequences
-        self._max_rows = max(max_rows, sequences)  # llama.cpp aborts when it may give fewer rows than it has sequences
+        self._context, self._sequences, self._unified = context, sequences, unified
+        self._cells = context * sequences if cells is None else cells
+        if self._cells < (context if unified else context * sequences):
+            raise ModelError(
+                f"{cells} KV cells are too few for {sequences} sequences of up to {context} tokens",
+                f"a shared cache needs {context}, separate ones {context * sequences}",
+            )
+        batch = max(1, min(batch, self._cells))
+        # llama.cpp aborts when it may give fewer rows than it has sequences.
+        self._max_rows = min(max(max_rows, sequences), batch)
+        if sequences > self._max_rows:
+            raise ModelError(f"{sequences} sequences do not fit in a batch of {batch} tokens", "use fewer")
         lib = self._lib
         params = lib.llama_context_default_params()
-        params.n_ctx = context * sequences
-        params.n_batch = params.n_ubatch = self._batch_size = max(1, min(batch, context * sequences))
+        params.n_ctx = self._cells
+        params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
-        params.n_outputs_max = self._max_rows = min(self._max_rows, self._batch_size)
+        params.n_outputs_max = self._max_rows
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True
-        if sequences > self._max_rows:
-            raise ModelError(f"{sequences} sequences do not fit in a batch of {self._batch_size} tokens", "use fewer")
+        params.kv_unified = unified
         self._ctx = lib.llama_init_from_model(model._model, params)
         if not self._ctx:
             raise ModelError(
-                f"llama.cpp cannot make a context of {context} tokens for {model.path.name}",
+                f"llama.cpp cannot make a context of {self._cells} tokens for {model.path.name}",
                 "ask for a shorter context",
             )
         self._memory = lib.llama_get_memory(self._ctx)
         if not self._memory:
             self.close()
             raise ModelError(f"{model.path.name} keeps no KV cache", "use a decoder, such as a Llama or a Qwen")
-        self._lengths = [0] * sequences
         if adapter is not None:
             adapters, scales = (lib.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(1.0)
             if lib.llama_set_adapters_lora(self._ctx, adapters, 1, scales):
                 self.close()
                 raise ModelError(f"llama.cpp cannot use the adapter with {model.path.name}", "convert it again")
-        self._batch = lib.llama_batch_init(self._batch_size, 0, 1)
-        view = np.ctypeslib.as_array
-        self._tokens, self._positions, self._wanted = (
-            view(field, shape=(self._batch_size,)) for field in (self._batch.token, self._batch.pos, self._batch.logits)
-        )
-        view(self._batch.n_seq_id, shape=(self._batch_size,))[:] = 1
-        # Each entry of seq_id points to one int of its own; they are contiguous pointers to separate allocations.
-        self._seq_ids = [self._batch.seq_id[i] for i in range(self._batch_size)]
+        self._lengths = [0] * sequences
+        # Number of first tokens of two sequences that lie in the same cells, which only fork brings about.
+        self._shared = [[0] * sequences for _ in range(sequences)]
+        self._batch = LlamaBatch(lib, batch)
+        self._view, self._view_of = np.empty((0, self.width), np.float32), (0, 0)
 
     @property
     def width(self) -> int:
@@ -261,6 +275,22 @@ class LlamaSource:
     def context(self) -> int:
         """Number of tokens that one sequence can hold."""
         return self._context
+
+    @property
+    def cells(self) -> int:
+        """Number of tokens that all sequences together can hold."""
+        return self._cells
+
+    @property
+    def free_cells(self) -> int:
+        """Number of tokens that can still be read, by all sequences together."""
+        # What two sequences share is a prefix of both: of each one's cells, those behind the longest prefix that it
+        # shares with one before it are new.
+        used = sum(
+            length - max(shared[:seq], default=0)
+            for seq, (length, shared) in enumerate(zip(self._lengths, self._shared, strict=True))
+        )
+        return self._cells - used
 
     def length(self, seq: int) -> int:
         """Number of tokens that the sequence has read."""
@@ -277,71 +307,67 @@ class LlamaSource:
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """See :meth:`LogitSource.extend`. One row, or rows of one call, come as a view; rows of several calls are
         copied.
+
+        Raises ``ContextError``, too, when all sequences together would need more than ``cells``.
         """
         self._check_open()
         check_feeds(feeds, self._lengths, context=self._context, width=self.width, name=self._model.path.name)
-        planned = [0] * self._sequences
-        chunk: list[tuple[int, int]] = []  # (feed, row) of the outputs of the call that is being filled
-        filled, results = 0, [np.empty((0, self.width), np.float32) for _ in feeds]
+        new, free = sum(len(feed.tokens) for feed in feeds), self.free_cells
+        if new > free:
+            raise ContextError(
+                f"{self._cells - free + new} tokens of all sequences do not fit in {self._cells} cells",
+                "write fewer answers at once",
+            )
+        batch = self._batch
+        parts: list[list[Logits]] = [[] for _ in feeds]
+        batch.clear()
         for index, feed in enumerate(feeds):
-            total, start = len(feed.tokens), self._lengths[feed.seq] + planned[feed.seq]
-            first_row = total - feed.rows
-            at = 0
+            total = len(feed.tokens)
+            first_row, at = total - feed.rows, 0
             while at < total:
-                free_rows = self._max_rows - len(chunk)
-                n = min(total - at, self._batch_size - filled)
+                n = min(total - at, batch.size - batch.filled)
                 if at + n > first_row:  # a token whose row does not fit any more must wait for the next call
-                    n = min(n, max(0, first_row - at) + free_rows)
+                    n = min(n, max(0, first_row - at) + self._max_rows - batch.rows)
                 if n == 0:
-                    self._decode(filled, planned)
-                    self._collect(chunk, results, copy=True)
-                    filled, chunk, planned = 0, [], [0] * self._sequences
+                    for taker, rows in self._decode():
+                        parts[taker].append(rows.copy())
+                    batch.clear()
                     continue
-                span = slice(filled, filled + n)
-                self._tokens[span] = feed.tokens[at : at + n]
-                self._positions[span] = np.arange(start + at, start + at + n)
-                self._wanted[span] = np.arange(at, at + n) >= first_row
-                for entry in self._seq_ids[span]:
-                    entry[0] = feed.seq
-                chunk.extend((index, row - first_row) for row in range(max(at, first_row), at + n))
-                planned[feed.seq] += n
-                filled, at = filled + n, at + n
-        if filled:
-            self._decode(filled, planned)
-            self._collect(chunk, results, copy=False)
-        return [Rows(logits) for logits in results]
+                start = batch.ends.get(feed.seq, self._lengths[feed.seq])
+                batch.add(index, feed.seq, feed.tokens[at : at + n], start, max(0, at + n - max(at, first_row)))
+                at += n
+        if batch.filled:
+            for taker, rows in self._decode():
+                parts[taker].append(rows)
+        none = self._view[:0]
+        return [Rows(part[0] if len(part) == 1 else np.concatenate(part) if part else none) for part in parts]
 
-    def _decode(self, filled: int, planned: list[int]) -> None:
-        self._batch.n_tokens = filled
-        code = self._lib.llama_decode(self._ctx, self._batch)
-        if code == 0:
-            self._lengths = [old + new for old, new in zip(self._lengths, planned, strict=True)]
-            return
-        for seq in range(self._sequences):
-            self._lengths[seq] = self._lib.llama_memory_seq_pos_max(self._memory, seq) + 1
-        raise ModelError(f"llama.cpp failed to read {filled} tokens with {self._model.path.name} (code {code})")
+    def _decode(self) -> list[tuple[int, Logits]]:
+        """Read the batch; for each feed that gets rows from it, its number and a view of them."""
+        batch, name = self._batch, self._model.path.name
+        code = self._lib.llama_decode(self._ctx, batch.struct())
+        if code:
+            for seq in range(self._sequences):
+                self._cut(seq, self._lib.llama_memory_seq_pos_max(self._memory, seq) + 1)
+            raise ModelError(f"llama.cpp failed to read {batch.filled} tokens with {name} (code {code})")
+        for seq, length in batch.ends.items():
+            self._lengths[seq] = length
+        if not batch.rows:
+            return []
+        # A negative index counts outputs from the last one; they lie in one block, in the order of the batch.
+        pointer = self._lib.llama_get_logits_ith(self._ctx, -batch.rows)
+        if not pointer:
+            raise ModelError(f"llama.cpp gave no logits for {name}")
+        block = (ctypes.addressof(pointer.contents), batch.rows)
+        if block != self._view_of:  # the address seldom changes, and making a view is slow
+            self._view, self._view_of = np.ctypeslib.as_array(pointer, shape=(batch.rows, self.width)), block
+        return batch.split(self._view)
 
-    def _collect(self, chunk: list[tuple[int, int]], results: list[Logits], *, copy: bool) -> None:
-        """Put the rows of the call that was just made into ``results``: views where a feed's rows lie in one piece."""
-        by_feed: dict[int, list[int]] = {}
-        for output, (feed, _row) in enumerate(chunk):
-            by_feed.setdefault(feed, []).append(output)
-        first_of_call = -len(chunk)  # negative indices of llama_get_logits_ith count outputs from the last one
-        for feed, outputs in by_feed.items():
-            pointers = [self._lib.llama_get_logits_ith(self._ctx, first_of_call + output) for output in outputs]
-            if not all(pointers):
-                raise ModelError(f"llama.cpp gave no logits for {self._model.path.name}")
-            rows = [np.ctypeslib.as_array(pointer, shape=(self.width,)) for pointer in pointers]
-            step = self.width * 4
-            start = rows[0].ctypes.data
-            whole = all(row.ctypes.data == start + i * step for i, row in enumerate(rows))
-            if whole:
-                block = np.ctypeslib.as_array(pointers[0], shape=(len(rows), self.width))
-                block = block.copy() if copy else block
-            else:
-                block = np.stack(rows)
-            done = results[feed]
-            results[feed] = np.concatenate([done, block]) if len(done) else block
+    def _cut(self, seq: int, length: int) -> None:
+        self._lengths[seq] = length
+        for other, shared in enumerate(self._shared[seq]):
+            if shared > length:
+                self._shared[seq][other] = self._shared[other][seq] = length
 
     def rewind(self, seq: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of the sequence."""
@@ -350,20 +376,26 @@ class LlamaSource:
         # Asked even where nothing seems to be left: an interrupt may have come between a call and its bookkeeping.
         if not self._lib.llama_memory_seq_rm(self._memory, seq, length, -1):
             raise ModelError(f"{self._model.path.name} cannot be rewound", "use a model with plain attention")
-        self._lengths[seq] = length
+        self._cut(seq, length)
 
     def fork(self, src: int, dst: int) -> None:
-        """Make ``dst`` a copy of ``src``'s prefix; the KV cells are shared."""
-        if self._checked(src) != self._checked(dst):
-            self.rewind(dst, 0)
-            self._lib.llama_memory_seq_cp(self._memory, src, dst, -1, -1)
-            self._lengths[dst] = self._lengths[src]
+        """Make ``dst`` a copy of ``src``'s prefix; with a unified cache they share its cells."""
+        if self._checked(src) == self._checked(dst):
+            return
+        self.rewind(dst, 0)
+        # A part of a prefix cannot be copied: between separate caches llama.cpp aborts the process.
+        self._lib.llama_memory_seq_cp(self._memory, src, dst, -1, -1)
+        self._lengths[dst] = self._lengths[src]
+        if self._unified:
+            self._shared[dst] = list(self._shared[src])
+            self._shared[dst][src] = self._lengths[src]
+            for other, shared in enumerate(self._shared[dst]):
+                self._shared[other][dst] = shared
+            self._shared[dst][dst] = 0
 
     def close(self) -> None:
         """Free the context; the model stays."""
         if self._ctx is not None:
-            if hasattr(self, "_batch"):
-                self._lib.llama_batch_free(self._batch)
             self._lib.llama_free(self._ctx)
             self._ctx = None
 

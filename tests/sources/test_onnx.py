@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from numpy.typing import NDArray
 
 from frcli.errors import ContextError, ModelError
 from frcli.sources.llama import LlamaModel, LlamaSource
@@ -93,6 +97,126 @@ def test_sequences_and_forks(files: tuple[Path, Path]) -> None:
     close(a.logits, all_rows(files, [7, 8, 9, 20])[0][-1:])
     close(b.logits, all_rows(files, [7, 8, 9, 21])[0][-1:])
     assert [many.length(i) for i in range(3)] == [4, 4, 2]
+
+
+Runs = list[tuple[int, int, int]]
+
+
+def spy(opened: OnnxRouter, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """The runs that the router makes from now on: the first KV row, the number of rows, the tokens of each."""
+    runs: Runs = []
+    run = opened._run
+
+    def spied(first: int, tokens: NDArray[np.int64], picked: Sequence[int], at: int) -> None:
+        runs.append((first, *tokens.shape))
+        run(first, tokens, picked, at)
+
+    monkeypatch.setattr(opened, "_run", spied)
+    return runs
+
+
+def test_one_token_of_each_sequence_is_one_run(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pasts of any length, an empty one among them, in any order, and rows only where they were asked for."""
+    texts = [[], TOKENS, [30], TOKENS[3:9], [], [7] * 40]
+    many = router(files, sequences=6)
+    for seq, text in enumerate(texts):
+        many.extend([Feed(seq, text, 0)])
+    runs = spy(many, monkeypatch)
+    for step in (20, 21):
+        order = [4, 0, 5, 2, 1, 3]
+        got = many.extend([Feed(seq, [step + seq], int(seq != 2)) for seq in order])
+        for seq, rows in zip(order, got, strict=True):
+            texts[seq] = [*texts[seq], step + seq]
+            logits, weights = all_rows(files, texts[seq])
+            assert rows.weights is not None and len(rows.logits) == len(rows.weights) == int(seq != 2)
+            if seq != 2:
+                close(rows.logits[0], logits[-1])
+                close(rows.weights[0], weights[-1])
+    assert runs == [(0, 6, 1)] * 2
+
+
+def test_longer_feeds_go_alone_beside_a_run_of_the_others(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = router(files, sequences=4)
+    many.extend([Feed(seq, TOKENS[: seq + 2], 0) for seq in range(4)])
+    runs = spy(many, monkeypatch)
+    # Sequence 3 has two feeds of one token: the second one needs the first.
+    feeds = [Feed(3, [9], 1), Feed(2, [50]), Feed(1, [60, 61, 62], 2), Feed(3, [10], 1), Feed(0, [70])]
+    got = many.extend(feeds)
+    close(got[0].logits, all_rows(files, [*TOKENS[:5], 9])[0][-1:])
+    close(got[1].logits, all_rows(files, [*TOKENS[:4], 50])[0][-1:])
+    close(got[2].logits, all_rows(files, [*TOKENS[:3], 60, 61, 62])[0][-2:])
+    close(got[3].logits, all_rows(files, [*TOKENS[:5], 9, 10])[0][-1:])
+    close(got[4].logits, all_rows(files, [*TOKENS[:2], 70])[0][-1:])
+    assert runs == [(3, 1, 1), (1, 1, 3), (3, 1, 1), (0, 3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("reading", "idle", "runs"),
+    [
+        ([0, 4], 5, [(0, 5, 1)]),  # three short idle rows cost less than another run
+        ([0, 5], 5, [(0, 1, 1), (5, 1, 1)]),
+        ([0, 2, 6, 7], 0, [(0, 8, 1)]),
+        ([3, 1, 7], 5, [(1, 7, 1)]),
+        ([0, 2, 7], 5, [(0, 3, 1), (7, 1, 1)]),
+        ([0, 3], 63, [(0, 4, 1)]),
+        ([0, 4], 63, [(0, 1, 1), (4, 1, 1)]),
+        ([0, 3], 64, [(0, 1, 1), (3, 1, 1)]),  # a full sequence cannot read a token more
+        ([6], 64, [(6, 1, 1)]),
+    ],
+)
+def test_idle_rows_between_are_read_along_where_that_is_cheaper_and_stay_as_they_are(
+    files: tuple[Path, Path], reading: list[int], idle: int, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = router(files, sequences=8)
+    prefix = [3 + i % 50 for i in range(idle)]
+    resting = [seq for seq in range(8) if seq not in reading]
+    many.extend([Feed(seq, prefix, 0) for seq in resting])
+    many.extend([Feed(seq, TOKENS[: seq + 1], 0) for seq in reading])
+    made = spy(many, monkeypatch)
+    for seq, rows in zip(reading, many.extend([Feed(seq, [99]) for seq in reading]), strict=True):
+        close(rows.logits, all_rows(files, [*TOKENS[: seq + 1], 99])[0][-1:])
+    assert made == runs
+    assert [many.length(seq) for seq in resting] == [idle] * len(resting)
+    if idle == 64:
+        for seq in resting:
+            many.rewind(seq, 63)
+        prefix = prefix[:63]
+    expected = all_rows(files, [*prefix, 98])[0][-1:]
+    for rows in many.extend([Feed(seq, [98]) for seq in resting]):
+        close(rows.logits, expected)
+
+
+def test_an_idle_row_with_a_long_prefix_is_not_read_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.write_gguf(tmp_path / "base.gguf", tiny.TinyShape(context=1024))
+    path = tiny.write_router(tmp_path / "long.onnx", base, tiny.write_trained(tmp_path / "t.safetensors"), context=1024)
+    many = OnnxRouter(path, context=1024, sequences=3)
+    runs = spy(many, monkeypatch)
+    many.extend([Feed(1, [5] * 600, 0)])
+    many.extend([Feed(0, [7]), Feed(2, [8])])
+    many.extend([Feed(1, [5] * 100, 0)])
+    many.extend([Feed(0, [7]), Feed(2, [8])])
+    assert runs[3:4] + runs[-2:] == [(0, 3, 1), (0, 1, 1), (2, 1, 1)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_mapped_as_it_is_written(tmp_path: Path) -> None:
+    """A token of each of 16 sequences costs some pages of each buffer, not all of a context of 8192 tokens (67 MB)."""
+    shape = tiny.TinyShape(context=8192)
+    base = tiny.write_gguf(tmp_path / "base.gguf", shape)
+    trained = tiny.write_trained(tmp_path / "t.safetensors")
+    path = tiny.write_router(tmp_path / "long.onnx", base, trained, ("general", "math"), context=8192)
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    many = OnnxRouter(path, context=8192, sequences=17)
+    before = resident()
+    many.extend([Feed(seq, [5]) for seq in range(16)])
+    many.fork(0, 16)
+    many.extend([Feed(seq, [5]) for seq in range(17)])
+    assert resident() - before < 16e6
 
 
 @pytest.mark.parametrize(

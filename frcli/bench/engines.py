@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 from frcli.bench.peers import BareExpert, BareRouter, loaded_model
-from frcli.bench.plan import Prompt
+from frcli.bench.plan import Plan, Prompt
 from frcli.bundle import Bundle
 from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine, Options
@@ -93,9 +93,9 @@ def forget(engine: Engine) -> None:
             engine.router.rewind(seq, 0)
 
 
-def ends(engine: Engine) -> list[int]:
-    """The tokens that end an answer."""
-    return [token for token in range(engine.width) if engine.base.is_end(token)]
+def barred(plan: Plan, engine: Engine) -> Sequence[int]:
+    """The tokens that may not be written: those that end an answer, where the plan ignores ends."""
+    return [token for token in range(engine.width) if engine.base.is_end(token)] if plan.ignore_end else ()
 
 
 def steps(engine: Engine, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Generator[Step, None, None]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from frcli.bench.engines import Engines, ends, forget, steps, warm_up
+from frcli.bench.engines import Engines, barred, forget, steps, warm_up
 from frcli.bench.idle import FEW, MANY, crowd
 from frcli.bench.peers import BareRun, LlamaBench, llama_bench
 from frcli.bench.plan import Plan, Prompt
@@ -64,6 +64,7 @@ class Bench:
     def __init__(self, engines: Engines, bundle: Bundle, plan: Plan, prompts: Sequence[Prompt]) -> None:
         self._engines, self._bundle, self._plan, self._prompts = engines, bundle, plan, prompts
         self.measured = Measured()
+        self._barred: Sequence[int] | None = None
 
     def run(self, report: Report) -> None:
         """Measure all configurations in all repetitions."""
@@ -106,12 +107,17 @@ class Bench:
 
     def _write(self, repetition: int, draft: str, temperature: float, p: int) -> None:
         engine, prompt = self._engines.engine(draft), self._prompts[p].tokens
-        sampling = self._plan.sampling(temperature, p, ends(engine))
+        sampling = self._plan.sampling(temperature, p, self._bans(engine))
         forget(engine)
         recording = Recording({p: len(prompt)})
         engine.write(prompt, sampling, max_tokens=self._plan.tokens, on_step=partial(recording.see, p)).run()
         recording.ended = time.perf_counter()
         _at(self.measured.fused, (draft, temperature), repetition).append(recording)
+
+    def _bans(self, engine: Engine) -> Sequence[int]:
+        if self._barred is None:
+            self._barred = barred(self._plan, engine)
+        return self._barred
 
     def _write_bare(self, repetition: int, name: str, temperature: float, p: int) -> None:
         bare, sampling = self._engines.expert(name), self._plan.sampling(temperature, p)
@@ -132,11 +138,10 @@ class Bench:
     def _write_many(self, repetition: int, sequences: int, temperature: float) -> None:
         """Half as many prompts again as there is room for: those that end early are replaced."""
         engine = self._engines.engine(self._plan.drafts[-1], sequences)
-        barred = ends(engine)
         count = max(len(self._prompts), sequences + sequences // 2)
         prompts = {i: self._prompts[i % len(self._prompts)].tokens for i in range(count)}
         requests = [
-            Request(tokens, self._plan.sampling(temperature, i, barred), self._plan.tokens)
+            Request(tokens, self._plan.sampling(temperature, i, self._bans(engine)), self._plan.tokens)
             for i, tokens in prompts.items()
         ]
         forget(engine)
@@ -195,7 +200,7 @@ def _in_turns(engines: dict[int, Engine], prompt: Sequence[int], plan: Plan) -> 
     answers = {}
     for size, engine in engines.items():
         forget(engine)
-        answers[size] = steps(engine, prompt, plan.sampling(0, 0, ends(engine)), plan.tokens)
+        answers[size] = steps(engine, prompt, plan.sampling(0, 0, barred(plan, engine)), plan.tokens)
         next(answers[size])  # reads the prompt
     written = 0
     order = list(answers)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from frcli.bench.engines import Engines, ends, forget
+from frcli.bench.engines import Engines, barred, forget
 from frcli.bench.measure import Measured
 from frcli.bench.plan import Plan, Prompt
 from frcli.bench.recording import Recording
@@ -88,8 +88,9 @@ def _compare(
                 differing[p] = one, two
     differences = []
     for p, (one, two) in list(differing.items())[:MOST]:
-        sampling = plan.sampling(temperature, p, ends(engines.engine(OFF)))
-        differences.append({"prompt": p, **explain(engines.engine(OFF), other, prompts[p].tokens, sampling, one, two)})
+        plain = engines.engine(OFF)
+        sampling = plan.sampling(temperature, p, barred(plan, plain))
+        differences.append({"prompt": p, **explain(plain, other, prompts[p].tokens, sampling, one, two)})
     row = {"name": name, "temperature": temperature, "prompts": len(prompts), "answers": answers}
     return {**row, "differ": len(differing), "differences": differences}
 

@@ -16,25 +16,30 @@ from frcli.bench.trace import Traced, by_configuration
 from frcli.decode.stopwatch import PARTS
 
 PARTS_SHOWN = (*PARTS, "rest")
-_PART_COLOURS = ("#8e6bbf", "#3b82c4", "#d9822b", "#4f9d69", "#c4577f", "#8a8f98")
-_EXPERT_COLOURS = ("#3b82c4", "#d9822b", "#4f9d69", "#c4577f", "#8e6bbf", "#b8a02c", "#3aa6a6", "#a0634a")
+# Dark enough for white letters, light enough for a dark page.
+_PART_COLOURS = ("#8661b8", "#2f6fb0", "#b3631a", "#3d8355", "#b0456c", "#6b7280")
+_EXPERT_COLOURS = ("#2f6fb0", "#b3631a", "#3d8355", "#b0456c", "#8661b8", "#857a1c", "#2b8282", "#8f5840")
 SEVERAL = "+"  # the mark of a token that several experts wrote together
 
 _LEFT, _WIDTH, _CELL, _PER_LINE = 250, 1180, 7, 128
+# A viewer that knows no colour scheme gets a grey that can be read on both.
 _STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #1f2328 }
-.head { font-size: 15px; font-weight: 600 }
-.small { font-size: 10px }
-.in { fill: #ffffff; text-anchor: middle }
-.end { text-anchor: end }
-.mid { text-anchor: middle }
-.line { stroke: #1f2328 }
-.fill { fill: #1f2328 }
+text { font: 12px system-ui, sans-serif }
+text, .fill { fill: #768390 }
+.line { stroke: #768390 }
+@media (prefers-color-scheme: light) {
+  text, .fill { fill: #1f2328 }
+  .line { stroke: #1f2328 }
+}
 @media (prefers-color-scheme: dark) {
   text, .fill { fill: #e6edf3 }
-  .in { fill: #ffffff }
   .line { stroke: #e6edf3 }
 }
+.head { font-size: 15px; font-weight: 600 }
+.small { font-size: 10px }
+.mid { text-anchor: middle }
+.end { text-anchor: end }
+text.in { fill: #ffffff; text-anchor: middle }
 """
 
 

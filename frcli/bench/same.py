@@ -88,9 +88,9 @@ def _compare(
                 differing[p] = one, two
     differences = []
     for p, (one, two) in list(differing.items())[:MOST]:
-        plain = engines.engine(OFF)
-        sampling = plan.sampling(temperature, p, barred(plan, plain))
-        differences.append({"prompt": p, **explain(plain, other, prompts[p].tokens, sampling, one, two)})
+        engine = engines.engine(OFF)
+        sampling = plan.sampling(temperature, p, barred(plan, engine))
+        differences.append({"prompt": p, **explain(engine, other, prompts[p].tokens, sampling, one, two)})
     row = {"name": name, "temperature": temperature, "prompts": len(prompts), "answers": answers}
     return {**row, "differ": len(differing), "differences": differences}
 

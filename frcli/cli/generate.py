@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 DEFAULTS = Settings(temperature=0.0)
 AUTO = "auto"
-_AUTO, _MOST = 8, 256
+_MOST = 256
 
 Rows = Annotated[
     str, typer.Argument(metavar="IN", help="JSON lines of prompts; - is standard input.", show_default=False)
@@ -101,9 +101,9 @@ def generate(
 
 
 def sequences(parallel: str) -> int:
-    """The number of rows to answer at once that ``--parallel`` asks for."""
+    """The number of rows to answer at once that ``--parallel`` asks for, 0 for as many as fit."""
     if parallel == AUTO:
-        return _AUTO
+        return 0
     if parallel.isascii() and parallel.isdigit() and 1 <= int(parallel) <= _MOST:
         return int(parallel)
     raise UsageError(f"parallel is {parallel!r}", f"it is {AUTO} or a number from 1 to {_MOST}")

@@ -15,11 +15,13 @@ from frcli.decode.loop import Decoder, Step
 from frcli.decode.sampler import Sampler, Sampling
 from frcli.errors import BundleError, UsageError
 from frcli.fusion.policy import Policy, make_policy
-from frcli.sources.devices import physical_cores
+from frcli.sources.devices import available_memory, physical_cores
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import LogitSource
 from frcli.tokens import ChatTemplate, explain_difference, vocabulary_hash
+
+_MOST_SEQUENCES = 16  # more gain little: a step of sixteen is bound by arithmetic, no longer by reading weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +29,9 @@ class Options:
     """What a user can say about how a bundle is run; None leaves it to the bundle.
 
     ``context`` is in tokens, ``threads`` 0 means one for each physical core, ``sequences`` is how many answers can be
-    written at once, ``max_rows`` the least number of rows of logits that one call can give (evaluation reads many),
-    ``gpu_layers`` is passed to llama.cpp (untested: there was no GPU to test it on). ``draft`` is ``auto``, ``off`` or
-    the number of tokens to draft at a time.
+    written at once, 0 for as many as the memory has caches for, ``max_rows`` the least number of rows of logits that
+    one call can give (evaluation reads many), ``gpu_layers`` is passed to llama.cpp (untested: there was no GPU to test
+    it on). ``draft`` is ``auto``, ``off`` or the number of tokens to draft at a time.
     """
 
     policy: str | None = None
@@ -71,6 +73,7 @@ class Engine:
             self.base = self._model(bundle.base().path)
             self._check_context()
             self._check_vocabularies()
+            self._sequences = options.sequences or self._fitting()
             if policy.needs_router:
                 self._router = self._open_router()
             template = self.base.chat_template
@@ -103,7 +106,13 @@ class Engine:
     @property
     def sequences(self) -> int:
         """How many answers can be written at once."""
-        return self.options.sequences
+        return self._sequences
+
+    def _fitting(self) -> int:
+        """How many sequences have room when all their KV caches take a quarter of the memory that is free."""
+        # Every expert keeps each sequence; a router of the base's size keeps it in 32 bits, twice as large.
+        one = self.context * self.base.kv_bytes * (len(self.bundle.experts) + 2)
+        return max(1, min(_MOST_SEQUENCES, available_memory() // 4 // one))
 
     @property
     def policy(self) -> Policy:
@@ -170,7 +179,7 @@ class Engine:
             raise BundleError(
                 f"the router of {self.bundle.name} is not built yet", f"run frcli models pull {self.bundle.name}"
             )
-        router = OnnxRouter(path, context=self.context, sequences=self.options.sequences, threads=self.threads)
+        router = OnnxRouter(path, context=self.context, sequences=self._sequences, threads=self.threads)
         if router.experts != self.bundle.experts:
             raise BundleError(
                 f"the router {path.name} chooses among {len(router.experts)} experts ({', '.join(router.experts)}), "
@@ -196,10 +205,10 @@ class Engine:
             self._sources[name] = LlamaSource(
                 model,
                 context=self.context,
-                sequences=self.options.sequences,
+                sequences=self._sequences,
                 adapter=adapter,
                 threads=self.threads,
-                max_rows=max(self.options.max_rows, self.options.sequences + self._most_drafts),
+                max_rows=max(self.options.max_rows, self._sequences + self._most_drafts),
             )
         return self._sources[name]
 

@@ -44,6 +44,27 @@ def _quota(logical: int) -> int:
         return logical
 
 
+def available_memory() -> int:
+    """Bytes of main memory that this process may still take without pushing others out.
+
+    On Linux what the kernel says, cut by the limit of a container; elsewhere half of what the machine has.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        try:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        except (AttributeError, OSError, ValueError):
+            return 4 << 30
+    try:
+        cgroup = Path("/sys/fs/cgroup")
+        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return free
+
+
 def cuda_router() -> bool:
     """Whether ONNX Runtime was built with its CUDA provider; whether that works shows when a session is made."""
     import onnxruntime

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from frcli.errors import ContextError, ModelError
+from frcli.errors import ModelError
 from frcli.sources.llama_batch import LlamaBatch
 from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
 
@@ -107,6 +107,13 @@ class LlamaModel:
     def trained_context(self) -> int:
         """Number of tokens that the model was trained to read."""
         return int(self._lib.llama_model_n_ctx_train(self._model))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the KV cache of one token takes, in f16."""
+        lib = self._lib
+        head = lib.llama_model_n_embd(self._model) // max(1, lib.llama_model_n_head(self._model))
+        return int(lib.llama_model_n_layer(self._model) * lib.llama_model_n_head_kv(self._model) * head * 2 * 2)
 
     @cached_property
     def size(self) -> int:
@@ -200,15 +207,15 @@ class LlamaModel:
 class LlamaSource:
     """A context of a ``LlamaModel``, with at most one adapter, as a :class:`~frcli.sources.source.LogitSource`.
 
-    ``context`` is in tokens for each of ``sequences``; ``max_rows`` is the number of rows that one call of llama.cpp
-    may give (more are read in several calls): it sets the size of the compute buffer.
+    ``max_rows`` is the number of rows that one call of llama.cpp may give (more are read in several calls): it sets the
+    size of the compute buffer. Each of ``sequences`` has a KV cache of its own with cells for ``context`` tokens, which
+    cost memory whether they are used or not; attention runs over no cells but the sequence's own.
 
-    ``cells`` is the number of tokens of all sequences together that the KV cache can hold, a prefix that they share by
-    ``fork`` counted once; None means ``context`` for each. They cost memory whether they are used or not. With
-    ``unified`` False each sequence has a cache of its own, of ``context`` cells: no attention runs over the cells of
-    the others, a fork copies the cache, and rows are those of a sequence that is read alone. On the CPU they are that
-    to the bit, but from 256 tokens on llama.cpp divides the attention of a single sequence among threads, and sums
-    it in another order.
+    A row is the same to the bit whatever tokens the other sequences hold and read, and however many they hold; so is a
+    row that is read again, after ``rewind``, by a call of the same shape. Calls of other shapes (more tokens at a time,
+    or more sequences) may sum in another order, which depends on the kernels of the weights' type. And a token that
+    is read alone, after 256 or more, differs from one that is read together with other sequences' even where
+    nothing else does: llama.cpp divides the attention of a single token among threads.
     """
 
     def __init__(
@@ -217,39 +224,31 @@ class LlamaSource:
         *,
         context: int,
         sequences: int = 1,
-        cells: int | None = None,
-        unified: bool = True,
         adapter: Any = None,
         threads: int = 1,
         max_rows: int = 1,
         batch: int = 512,
     ) -> None:
         self._model, self._lib, self._ctx = model, model._lib, None
-        self._context, self._sequences, self._unified = context, sequences, unified
-        self._cells = context * sequences if cells is None else cells
-        if self._cells < (context if unified else context * sequences):
-            raise ModelError(
-                f"{cells} KV cells are too few for {sequences} sequences of up to {context} tokens",
-                f"a shared cache needs {context}, separate ones {context * sequences}",
-            )
-        batch = max(1, min(batch, self._cells))
+        self._context, self._sequences = context, sequences
+        batch = max(1, min(batch, context * sequences))
         # llama.cpp aborts when it may give fewer rows than it has sequences.
         self._max_rows = min(max(max_rows, sequences), batch)
         if sequences > self._max_rows:
             raise ModelError(f"{sequences} sequences do not fit in a batch of {batch} tokens", "use fewer")
         lib = self._lib
         params = lib.llama_context_default_params()
-        params.n_ctx = self._cells
+        params.n_ctx = context * sequences
         params.n_batch = params.n_ubatch = batch
         params.n_seq_max = sequences
         params.n_outputs_max = self._max_rows
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = unified
+        params.kv_unified = False
         self._ctx = lib.llama_init_from_model(model._model, params)
         if not self._ctx:
             raise ModelError(
-                f"llama.cpp cannot make a context of {self._cells} tokens for {model.path.name}",
-                "ask for a shorter context",
+                f"llama.cpp cannot make a context of {sequences} x {context} tokens for {model.path.name}",
+                "ask for a shorter context or fewer sequences",
             )
         self._memory = lib.llama_get_memory(self._ctx)
         if not self._memory:
@@ -261,8 +260,6 @@ class LlamaSource:
                 self.close()
                 raise ModelError(f"llama.cpp cannot use the adapter with {model.path.name}", "convert it again")
         self._lengths = [0] * sequences
-        # Number of first tokens of two sequences that lie in the same cells, which only fork brings about.
-        self._shared = [[0] * sequences for _ in range(sequences)]
         self._batch = LlamaBatch(lib, batch)
         self._view, self._view_of = np.empty((0, self.width), np.float32), (0, 0)
 
@@ -275,22 +272,6 @@ class LlamaSource:
     def context(self) -> int:
         """Number of tokens that one sequence can hold."""
         return self._context
-
-    @property
-    def cells(self) -> int:
-        """Number of tokens that all sequences together can hold."""
-        return self._cells
-
-    @property
-    def free_cells(self) -> int:
-        """Number of tokens that can still be read, by all sequences together."""
-        # What two sequences share is a prefix of both: of each one's cells, those behind the longest prefix that it
-        # shares with one before it are new.
-        used = sum(
-            length - max(shared[:seq], default=0)
-            for seq, (length, shared) in enumerate(zip(self._lengths, self._shared, strict=True))
-        )
-        return self._cells - used
 
     def length(self, seq: int) -> int:
         """Number of tokens that the sequence has read."""
@@ -307,17 +288,9 @@ class LlamaSource:
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """See :meth:`LogitSource.extend`. One row, or rows of one call, come as a view; rows of several calls are
         copied.
-
-        Raises ``ContextError``, too, when all sequences together would need more than ``cells``.
         """
         self._check_open()
         check_feeds(feeds, self._lengths, context=self._context, width=self.width, name=self._model.path.name)
-        new, free = sum(len(feed.tokens) for feed in feeds), self.free_cells
-        if new > free:
-            raise ContextError(
-                f"{self._cells - free + new} tokens of all sequences do not fit in {self._cells} cells",
-                "write fewer answers at once",
-            )
         batch = self._batch
         parts: list[list[Logits]] = [[] for _ in feeds]
         batch.clear()
@@ -348,7 +321,7 @@ class LlamaSource:
         code = self._lib.llama_decode(self._ctx, batch.struct())
         if code:
             for seq in range(self._sequences):
-                self._cut(seq, self._lib.llama_memory_seq_pos_max(self._memory, seq) + 1)
+                self._lengths[seq] = self._lib.llama_memory_seq_pos_max(self._memory, seq) + 1
             raise ModelError(f"llama.cpp failed to read {batch.filled} tokens with {name} (code {code})")
         for seq, length in batch.ends.items():
             self._lengths[seq] = length
@@ -363,12 +336,6 @@ class LlamaSource:
             self._view, self._view_of = np.ctypeslib.as_array(pointer, shape=(batch.rows, self.width)), block
         return batch.split(self._view)
 
-    def _cut(self, seq: int, length: int) -> None:
-        self._lengths[seq] = length
-        for other, shared in enumerate(self._shared[seq]):
-            if shared > length:
-                self._shared[seq][other] = self._shared[other][seq] = length
-
     def rewind(self, seq: int, length: int) -> None:
         """Forget all but the first ``length`` tokens of the sequence."""
         if not 0 <= length <= self._lengths[self._checked(seq)]:
@@ -376,22 +343,16 @@ class LlamaSource:
         # Asked even where nothing seems to be left: an interrupt may have come between a call and its bookkeeping.
         if not self._lib.llama_memory_seq_rm(self._memory, seq, length, -1):
             raise ModelError(f"{self._model.path.name} cannot be rewound", "use a model with plain attention")
-        self._cut(seq, length)
+        self._lengths[seq] = length
 
     def fork(self, src: int, dst: int) -> None:
-        """Make ``dst`` a copy of ``src``'s prefix; with a unified cache they share its cells."""
+        """Make ``dst`` a copy of ``src``'s prefix; the next ``extend`` copies all ``context`` cells."""
         if self._checked(src) == self._checked(dst):
             return
         self.rewind(dst, 0)
-        # A part of a prefix cannot be copied: between separate caches llama.cpp aborts the process.
+        # Only whole: asked to copy a part of one cache into another, llama.cpp aborts the process.
         self._lib.llama_memory_seq_cp(self._memory, src, dst, -1, -1)
         self._lengths[dst] = self._lengths[src]
-        if self._unified:
-            self._shared[dst] = list(self._shared[src])
-            self._shared[dst][src] = self._lengths[src]
-            for other, shared in enumerate(self._shared[dst]):
-                self._shared[other][dst] = shared
-            self._shared[dst][dst] = 0
 
     def close(self) -> None:
         """Free the context; the model stays."""

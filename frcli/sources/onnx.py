@@ -253,8 +253,9 @@ def _open(path: Path, threads: int) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # The pool spins between the operators of a step, which are too short to sleep (four steps in a row take 29 ms instead
-    # of 40), and stops at its end: a spinning pool would take the cores from llama.cpp, whose step goes from 9 to 22 ms.
+    # The pool spins between the operators of a step, which are too short to sleep (four steps in a row take 29 ms
+    # instead of 40), and stops at its end: a spinning pool would take the cores from llama.cpp, whose step then goes
+    # from 9 to 22 ms.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3

@@ -58,8 +58,8 @@ class LogitSource(Protocol):
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """Read the feeds' tokens, all sequences in one batch, and return one ``Rows`` for each feed, in order.
 
-        Raises ``ContextError`` before anything is read when a sequence would outgrow ``context``, or all together the
-        memory of the source, and ``ModelError`` when the model fails; the prefixes are then as long as ``length`` says.
+        Raises ``ContextError`` before anything is read when a sequence would outgrow ``context``, and ``ModelError``
+        when the model fails; the prefixes are then as long as ``length`` says.
         """
 
     def rewind(self, seq: int, length: int) -> None:

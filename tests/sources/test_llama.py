@@ -166,47 +166,9 @@ def test_more_sequences_than_rows_and_than_a_batch(model: LlamaModel) -> None:
         source(model, sequences=9, batch=4)
 
 
-def test_a_forked_prefix_takes_its_cells_once(model: LlamaModel) -> None:
-    """llama.cpp makes caches of a multiple of 256 cells: here its own last cell is ours."""
-    many = source(model, context=250, sequences=3, cells=256)
-    assert (many.cells, many.free_cells) == (256, 256)
-    prefix = [3 + i % 200 for i in range(200)]
-    many.extend([Feed(0, prefix, 0)])
-    many.fork(0, 1)
-    many.fork(1, 2)
-    assert many.free_cells == 56
-    many.extend([Feed(seq, [seq + 5] * 18, 0) for seq in range(3)])
-    assert many.free_cells == 2
-    with pytest.raises(ContextError, match="257 tokens of all sequences do not fit in 256 cells"):
-        many.extend([Feed(0, [1, 2], 0), Feed(1, [3], 0)])
-    assert [many.length(seq) for seq in range(3)] == [218] * 3
-    many.extend([Feed(1, [9, 10])])
-    many.rewind(0, 0)
-    assert many.free_cells == 18  # the prefix is still that of the other two
-    got = many.extend([Feed(0, [7] * 18)])[0].logits
-    close(got, rows_of(model, [7] * 18)[-1:])
-    assert many.free_cells == 0
-    many.rewind(1, 199)
-    many.rewind(2, 199)
-    assert many.free_cells == 256 - 199 - 18
-    many.close()
-
-
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"cells": 63}, "63 KV cells are too few for 4 sequences of up to 64 tokens"),
-        ({"cells": 64, "unified": False}, "separate ones 256"),
-    ],
-)
-def test_caches_that_cannot_be_made(model: LlamaModel, settings: dict[str, int], words: str) -> None:
-    with pytest.raises(ModelError, match=words):
-        source(model, sequences=4, **settings)
-
-
 def test_separate_caches_fork_and_grow_to_their_ends(model: LlamaModel) -> None:
     """A fork of a part of a separate cache would abort the process."""
-    many = source(model, context=256, sequences=3, unified=False)
+    many = source(model, context=256, sequences=3)
     many.fork(0, 1)
     many.extend([Feed(0, TOKENS, 0), Feed(1, [1, 2, 3], 0)])
     many.rewind(0, 7)
@@ -216,10 +178,13 @@ def test_separate_caches_fork_and_grow_to_their_ends(model: LlamaModel) -> None:
     close(b.logits, rows_of(model, [*TOKENS[:7], 21])[-1:])
     for seq in range(3):
         many.extend([Feed(seq, [4] * (256 - many.length(seq)), 0)])
-    assert many.free_cells == 0
     with pytest.raises(ContextError):
         many.extend([Feed(2, [1])])
     many.close()
+
+
+def test_bytes_of_a_cached_token(model: LlamaModel) -> None:
+    assert model.kv_bytes == 2 * 2 * (16 + 16) * 2  # layers, heads, a key and a value of 16, f16
 
 
 def test_text_and_tokens(model: LlamaModel) -> None:

@@ -166,21 +166,40 @@ def test_more_sequences_than_rows_and_than_a_batch(model: LlamaModel) -> None:
         source(model, sequences=9, batch=4)
 
 
-def test_separate_caches_fork_and_grow_to_their_ends(model: LlamaModel) -> None:
-    """A fork of a part of a separate cache would abort the process."""
+def test_forked_sequences_grow_to_their_ends(model: LlamaModel) -> None:
+    """llama.cpp makes caches of a multiple of 256 cells: here its last cell is ours, too. To copy a part of a cache
+    would abort the process.
+    """
     many = source(model, context=256, sequences=3)
     many.fork(0, 1)
     many.extend([Feed(0, TOKENS, 0), Feed(1, [1, 2, 3], 0)])
     many.rewind(0, 7)
     many.fork(0, 2)
+    many.rewind(0, 5)  # the copy is made by the next call, and must still be that of seven tokens
     a, b = many.extend([Feed(0, [20]), Feed(2, [21])])
-    close(a.logits, rows_of(model, [*TOKENS[:7], 20])[-1:])
+    close(a.logits, rows_of(model, [*TOKENS[:5], 20])[-1:])
     close(b.logits, rows_of(model, [*TOKENS[:7], 21])[-1:])
     for seq in range(3):
         many.extend([Feed(seq, [4] * (256 - many.length(seq)), 0)])
-    with pytest.raises(ContextError):
-        many.extend([Feed(2, [1])])
+    for seq in range(3):
+        with pytest.raises(ContextError, match="257 tokens do not fit in a context of 256"):
+            many.extend([Feed(seq, [1])])
+    assert [many.length(seq) for seq in range(3)] == [256] * 3
     many.close()
+
+
+@pytest.mark.parametrize("length", [20, 300])
+def test_rows_do_not_depend_on_what_other_sequences_hold(model: LlamaModel, length: int) -> None:
+    found = []
+    for others in ([[9], [8, 7]], [[120] * 30, [77] * 290]):
+        many = source(model, context=512, sequences=3, threads=2)
+        for seq, text in enumerate(others, 1):
+            many.extend([Feed(seq, text, 0)])
+        many.extend([Feed(0, [3 + i % 200 for i in range(length)], 0)])
+        rows = many.extend([Feed(0, [5]), *(Feed(seq, text[:1]) for seq, text in enumerate(others, 1))])
+        found.append(rows[0].logits.copy())
+        many.close()
+    np.testing.assert_array_equal(*found)
 
 
 def test_bytes_of_a_cached_token(model: LlamaModel) -> None:

@@ -15,7 +15,7 @@ from frcli.bundle import Bundle
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not for the session: the tests after these must find the user's own cache
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     """Three experts and a router that is built."""
     home = tmp_path_factory.mktemp("bench")

@@ -21,16 +21,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import platform
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +38,7 @@ import speed_plot
 
 from converters.checkpoint import LlamaConfig
 from converters.output import refuse_existing, staging
+from frcli.bench.machine import processor, total_memory, versions
 from frcli.errors import FrcliError, ModelError, UsageError
 from frcli.sources.devices import physical_cores
 from frcli.sources.source import Feed, LogitSource
@@ -256,23 +254,14 @@ def plot(costs: Costs, result: Mapping[str, Any]) -> str:
 
 def machine() -> dict[str, Any]:
     """Return what is needed to judge the numbers: processor, memory, system and versions."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        fields = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
-        name = next((value.strip() for key, _, value in fields if key.strip() == "model name"), name)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB if hasattr(os, "sysconf") else None
-    packages = ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu", "numpy")
-    versions = {}
-    for package in packages:
-        with suppress(metadata.PackageNotFoundError):  # one of the two builds of ONNX Runtime is there
-            versions[package] = metadata.version(package)
+    memory = total_memory()
     return {
-        "processor": name,
+        "processor": processor(),
         "physical_cores": physical_cores(),
-        "memory_gib": memory and round(memory, 1),
+        "memory_gib": memory and round(memory / GIB, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        **versions(),
     }
 
 

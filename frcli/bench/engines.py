@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from frcli.bench.peers import BareExpert, BareRouter, loaded_model
@@ -10,8 +10,7 @@ from frcli.bench.plan import Plan, Prompt
 from frcli.bundle import Bundle
 from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine, Options
-from frcli.decode.loop import Step
-from frcli.decode.sampler import Sampler, Sampling
+from frcli.decode.sampler import Sampling
 from frcli.sources.source import Feed
 
 
@@ -86,7 +85,7 @@ def warm_up(engine: Engine, prompt: Prompt) -> None:
 
 def forget(engine: Engine) -> None:
     """Let experts and router forget what they have read, so that the next prompt is read from its beginning."""
-    for seq in range(engine.options.sequences):
+    for seq in range(engine.sequences):
         for name in engine.bundle.experts:
             engine.expert(name).rewind(seq, 0)
         if engine.router is not None:
@@ -96,10 +95,3 @@ def forget(engine: Engine) -> None:
 def barred(plan: Plan, engine: Engine) -> Sequence[int]:
     """The tokens that may not be written: those that end an answer, where the plan ignores ends."""
     return [token for token in range(engine.width) if engine.base.is_end(token)] if plan.ignore_end else ()
-
-
-def steps(engine: Engine, prompt: Sequence[int], sampling: Sampling, tokens: int) -> Generator[Step, None, None]:
-    """The steps of one answer, each made when it is asked for."""
-    with Sampler(sampling, engine.width, engine.base.vocab) as sampler:
-        sampler.accept_prompt(prompt)
-        yield from engine.decoder.generate(prompt, sampler, max_tokens=tokens)

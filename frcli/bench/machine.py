@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,20 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "frcli": __version__,
     }
-    for name in _LIBRARIES:
-        try:
-            described[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    described |= versions()
     described["llama.cpp"] = library().llama_print_system_info().decode("utf-8", "replace").strip()
     if hasattr(os, "getloadavg"):
         described["load"] = round(os.getloadavg()[0], 2)
     return {key: value for key, value in described.items() if value is not None}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that do the work, those that are installed."""
+    found = {}
+    for name in _LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def processor() -> str:
@@ -64,17 +70,6 @@ def total_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still have, None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
 
 
 def resident_memory() -> int | None:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from frcli.bench.engines import Engines, barred, forget, steps, warm_up
+from frcli.bench.engines import Engines, barred, forget, warm_up
 from frcli.bench.idle import FEW, MANY, crowd
 from frcli.bench.peers import BareRun, LlamaBench, llama_bench
 from frcli.bench.plan import Plan, Prompt
@@ -200,7 +200,7 @@ def _in_turns(engines: dict[int, Engine], prompt: Sequence[int], plan: Plan) -> 
     answers = {}
     for size, engine in engines.items():
         forget(engine)
-        answers[size] = steps(engine, prompt, plan.sampling(0, 0, barred(plan, engine)), plan.tokens)
+        answers[size] = engine.steps(prompt, plan.sampling(0, 0, barred(plan, engine)), max_tokens=plan.tokens)
         next(answers[size])  # reads the prompt
     written = 0
     order = list(answers)

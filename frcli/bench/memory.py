@@ -4,7 +4,6 @@ the process grow.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -50,7 +49,7 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
         entry = {
             "adapter": artifact.path.stat().st_size if artifact and table.adapter else None,
             "weights": artifact.path.stat().st_size if artifact and table.file else None,
-            "kv": kv_bytes(loaded_model(engine, name), engine.context * engine.options.sequences),
+            "kv": kv_bytes(loaded_model(engine, name), engine.context * engine.sequences),
             "kv_held": said.get("KV"),
             "compute": said.get("compute"),
             "output": said.get("output"),
@@ -67,7 +66,7 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
     each = [e.get("adapter", 0) + e.get("weights", 0) + e["kv"] + OVERHEAD for e in experts.values()]
     found = {
         "context": engine.context,
-        "sequences": engine.options.sequences,
+        "sequences": engine.sequences,
         "base": base.weight_bytes,
         "router": router,
         "router_kv": router_kv_bytes(engine.router, engine.context) if engine.router else None,
@@ -92,21 +91,7 @@ def kv_bytes(model: LlamaModel, context: int) -> int:
 
     For models with full attention in all layers, all with the same number of heads.
     """
-    lib, handle = model._lib, model._model
-    heads = int(lib.llama_model_n_head_kv(handle))
-    usual = int(lib.llama_model_n_embd(handle)) // max(1, int(lib.llama_model_n_head(handle)))
-    sizes = [int(_metadata(model, f"attention.{kind}_length") or usual) for kind in ("key", "value")]
-    tokens = -(-context // 256) * 256
-    return tokens * int(lib.llama_model_n_layer(handle)) * heads * sum(sizes) * 2
-
-
-def _metadata(model: LlamaModel, key: str) -> str:
-    def read(name: str) -> str:
-        buffer = ctypes.create_string_buffer(128)
-        size = model._lib.llama_model_meta_val_str(model._model, name.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if size > 0 else ""
-
-    return read(f"{read('general.architecture')}.{key}")
+    return -(-context // 256) * 256 * model.kv_bytes
 
 
 def router_kv_bytes(router: OnnxRouter, context: int) -> int:

@@ -66,10 +66,19 @@ class Plan:
         """The values of ``--draft`` that are measured."""
         return tuple(dict.fromkeys((OFF, self.draft if parse_draft(self.draft) != 0 else OFF)))
 
+    def batch_name(self, sequences: int) -> str:
+        """What the configuration with so many answers at once is called."""
+        return f"{sequences} at once, draft {self.drafts[-1]}"
+
     def sampling(self, temperature: float, prompt: int, ends: Sequence[int] = ()) -> Sampling:
         """How the answer to prompt number ``prompt`` is sampled: the same in every repetition and configuration."""
         bans = dict.fromkeys(ends, float("-inf")) if self.ignore_end else {}
         return Sampling(temperature=temperature, seed=(self.seed + prompt) % (MAX_SEED + 1), logit_bias=bans)
+
+
+def fused_name(draft: str) -> str:
+    """What the configuration with one answer at a time is called."""
+    return f"fused, draft {draft}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from typing import Any
 from frcli.bench.idle import FEW, MANY
 from frcli.bench.measure import Measured
 from frcli.bench.peers import BareRun
-from frcli.bench.plan import Plan, Prompt
+from frcli.bench.plan import Plan, Prompt, fused_name
 from frcli.bench.recording import MS, Recording, catch_up, counts, generating, prompt_rate, rate, split
 from frcli.bench.spread import Spread, ratio, significant, spread
 from frcli.bundle import Bundle
@@ -91,14 +91,13 @@ def runs(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
     found = []
     for (name, temperature), bare in measured.bare.items():
         pp = [_rate(runs, lambda run: run.prompt_tokens, lambda run: run.first) for runs in bare]
-        tg = [_rate(runs, lambda run: len(run.tokens) - 1, lambda run: run.generation) for runs in bare]
-        found.append({"name": f"{name} alone", "expert": name, "temperature": temperature} | _speeds(pp, tg))
+        found.append({"name": f"{name} alone", "expert": name, "temperature": temperature} | _speeds(pp, _tg(bare)))
     for (draft, temperature), fused in measured.fused.items():
-        row = {"name": f"fused, draft {draft}", "draft": draft, "sequences": 1, "temperature": temperature}
+        row = {"name": fused_name(draft), "draft": draft, "sequences": 1, "temperature": temperature}
         pp, tg = [prompt_rate(recordings) for recordings in fused], [rate(generating(r)) for r in fused]
         found.append(row | _speeds(pp, tg) | counts([r for recordings in fused for r in recordings]))
     for (sequences, temperature), batch in measured.batch.items():
-        row = {"name": f"{sequences} at once, draft {plan.drafts[-1]}", "draft": plan.drafts[-1]}
+        row = {"name": plan.batch_name(sequences), "draft": plan.drafts[-1]}
         row |= {"sequences": sequences, "temperature": temperature}
         tg = [rate(generating(recordings, sequences)) for recordings in batch]
         whole = spread(_whole_rate(recordings) for recordings in batch)
@@ -160,10 +159,10 @@ def splits(measured: Measured, plan: Plan) -> list[dict[str, Any]]:
     """The cost of a token by part, of the repetition whose time per token is the median (the lower one of two)."""
     found = []
     for (draft, temperature), fused in measured.fused.items():
-        row = {"name": f"fused, draft {draft}", "temperature": temperature}
+        row = {"name": fused_name(draft), "temperature": temperature}
         found.append((row, [split(generating(recordings)) for recordings in fused]))
     for (sequences, temperature), batch in measured.batch.items():
-        row = {"name": f"{sequences} at once, draft {plan.drafts[-1]}", "temperature": temperature}
+        row = {"name": plan.batch_name(sequences), "temperature": temperature}
         found.append((row, [split(generating(recordings, sequences)) for recordings in batch]))
     shown = []
     for row, parts in found:

@@ -9,7 +9,7 @@ from typing import Any
 from frcli.bench import memory
 from frcli.bench.engines import Engines
 from frcli.bench.idle import FEW, MANY
-from frcli.bench.machine import describe, free_memory, resident_memory
+from frcli.bench.machine import describe, resident_memory
 from frcli.bench.measure import Bench, Measured, Report, measure_idle
 from frcli.bench.plan import Plan, Prompt, context_for, encode_prompts
 from frcli.bench.results import busiest, document
@@ -21,7 +21,7 @@ from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine, Options
 from frcli.errors import UsageError
 from frcli.fusion.policy import FusionRoute
-from frcli.sources.devices import cuda_router
+from frcli.sources.devices import available_memory, cuda_router
 from frcli.sources.llama import library
 
 
@@ -67,9 +67,7 @@ def run(
 
 def _that_fits(plan: Plan, sizes: dict[str, Any], context: int, skipped: dict[str, str]) -> tuple[Plan, bool]:
     """The plan without what needs more memory than there is, and whether all engines can be open at once."""
-    free = free_memory()
-    if free is None:
-        return plan, True
+    free = available_memory()
     engines = {(draft, 1) for draft in plan.drafts} | {(plan.drafts[-1], n) for n in plan.sequences}
     needs = {key: memory.need(sizes, context, key[1]) for key in engines}
     small = tuple(n for n in plan.sequences if needs[plan.drafts[-1], n] < free)
@@ -87,8 +85,7 @@ def _no_idle(bundle: Bundle, policy: object, sizes: dict[str, Any], context: int
         return "the policy does not choose one expert"
     if len(bundle.experts) < FEW:
         return f"there are less than {FEW} experts"
-    free = free_memory()
-    if free is not None and memory.need(sizes, context, 1, FEW) + memory.need(sizes, context, 1, MANY) > free:
+    if memory.need(sizes, context, 1, FEW) + memory.need(sizes, context, 1, MANY) > available_memory():
         return "there is too little memory"
     return None
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from frcli.bench.engines import Engines, barred, forget
 from frcli.bench.measure import Measured
-from frcli.bench.plan import Plan, Prompt
+from frcli.bench.plan import Plan, Prompt, fused_name
 from frcli.bench.recording import Recording
 from frcli.bench.spread import significant
 from frcli.decode.draft import OFF
@@ -60,12 +60,12 @@ def compare(engines: Engines, plan: Plan, prompts: Sequence[Prompt], measured: M
     compared = []
     for (draft, temperature), fused in measured.fused.items():
         if draft != OFF:
-            name, engine = f"fused, draft {draft}", partial(engines.engine, draft)
+            name, engine = fused_name(draft), partial(engines.engine, draft)
             compared.append(_compare(name, temperature, fused, engine, engines, plan, prompts, measured))
     for (sequences, temperature), batch in measured.batch.items():
-        name = f"{sequences} at once, draft {plan.drafts[-1]}"
+        name = plan.batch_name(sequences)
         compared.append(_compare(name, temperature, batch, None, engines, plan, prompts, measured))
-    return {"reference": f"fused, draft {OFF}", "compared": compared} if compared else {}
+    return {"reference": fused_name(OFF), "compared": compared} if compared else {}
 
 
 def _compare(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from frcli.bench.measure import Measured
-from frcli.bench.plan import Plan
+from frcli.bench.plan import Plan, fused_name
 from frcli.bench.recording import MS, Recording, turns
 from frcli.bench.spread import significant
 from frcli.decode.stopwatch import PARTS
@@ -63,8 +63,8 @@ def write_trace(path: Path, measured: Measured, plan: Plan) -> int:
 
 
 def _lines(measured: Measured, plan: Plan) -> Iterator[dict[str, Any]]:
-    groups = [(f"fused, draft {draft}", t, fused) for (draft, t), fused in measured.fused.items()]
-    groups += [(f"{n} at once, draft {plan.drafts[-1]}", t, batch) for (n, t), batch in measured.batch.items()]
+    groups = [(fused_name(draft), t, fused) for (draft, t), fused in measured.fused.items()]
+    groups += [(plan.batch_name(n), t, batch) for (n, t), batch in measured.batch.items()]
     for name, temperature, repetitions in groups:
         for repetition, recordings in enumerate(repetitions):
             window = 0

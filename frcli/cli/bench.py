@@ -147,13 +147,7 @@ def plot(
 
     if out.exists() and not force:
         raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
-    picture = draw(read_trace(trace), prompts)
-    beside = out.with_name(f"{out.name}.part")
-    try:
-        beside.write_text(picture, encoding="utf-8")
-        beside.replace(out)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", "choose another place") from None
+    ui.save(draw(read_trace(trace), prompts), out)
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
 
 

@@ -47,7 +47,7 @@ def nll(
     The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
     """
     from frcli.bundle import read_bundle
-    from frcli.cli.ui import progress, write
+    from frcli.cli.ui import progress, save, write
     from frcli.decode.engine import Engine, Options
     from frcli.errors import BundleError, OutputError, UsageError
     from frcli.evaluation.nll import Sums, score_all
@@ -81,19 +81,9 @@ def nll(
                 document["columns"][column] = _plain(results[column])
                 document["files"][Path(spec).name] = _plain(sums)
                 if out is not None:
-                    _save(document, out)  # after each file: an evaluation takes long and may be cut off
+                    # After each file: an evaluation takes long and may be cut off.
+                    save(json.dumps(document, indent=1) + "\n", out)
     write(table(document) + "\n")
-
-
-def _save(document: dict[str, Any], out: Path) -> None:
-    from frcli.errors import OutputError
-
-    beside = out.with_name(out.name + ".part")
-    try:
-        beside.write_text(json.dumps(document, indent=1) + "\n")
-        beside.replace(out)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}", "choose another place") from None
 
 
 def _numbers(text: str) -> list[float]:

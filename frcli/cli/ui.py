@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from frcli.errors import FrcliError, OutputError
@@ -91,6 +92,16 @@ def write(text: str) -> None:
 def write_json(value: Any, *, indent: int | None = None) -> None:
     """Write a value to stdout as JSON."""
     write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
+
+
+def save(text: str, path: Path) -> None:
+    """Write a file of UTF-8 text beside its place and rename it when it is whole; ``OutputError`` when it cannot be."""
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another place") from None
 
 
 def say(text: str, style: str = "dim") -> None:

@@ -41,7 +41,7 @@ class Answer:
 
 
 class Transcript:
-    """The text of an answer as its steps come in; ``finish`` makes it an :class:`Answer`.
+    """The text of an answer as its steps come in, and the :class:`Answer` that it makes.
 
     A span's tag is the expert that wrote it (``all`` where several did).
     """

@@ -50,7 +50,6 @@ class BatchEngine(Protocol):
 class _Running:
     number: int
     continuation: Continuation
-    sampler: Sampler
     transcript: Transcript
 
 
@@ -103,7 +102,7 @@ class _Batch:
 
     def __exit__(self, *error: object) -> None:
         for running in self.running.values():
-            running.sampler.close()
+            running.continuation.sampler.close()
 
     def begin(self, number: int, request: Request) -> FrcliError | None:
         """Put a request into a free sequence; the error if it cannot be."""
@@ -118,7 +117,7 @@ class _Batch:
             return error
         self.free.remove(seq)
         transcript = Transcript(self._engine.piece, len(request.prompt), request.stops)
-        self.running[seq] = _Running(number, continuation, sampler, transcript)
+        self.running[seq] = _Running(number, continuation, transcript)
         return None
 
     def step(self, cancelled: Callable[[], bool]) -> Iterator[tuple[int, Answer | FrcliError]]:
@@ -152,7 +151,7 @@ class _Batch:
 
     def _end(self, seq: int) -> tuple[int, Answer]:
         running = self.running.pop(seq)
-        running.sampler.close()
+        running.continuation.sampler.close()
         self.free.append(seq)
         running.transcript.rest()
         return running.number, running.transcript.answer()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -232,12 +232,21 @@ class Engine:
         """An answer to ``prompt`` that is written while it is iterated. ``max_tokens`` 0 means no limit but the
         context.
         """
+        steps = self.steps(prompt, sampling, max_tokens=max_tokens, seq=seq, cancelled=cancelled)
+        return Writing(steps, self.piece, len(prompt), stops, on_step)
 
-        def steps() -> Iterator[Step]:
-            with self.sampler(sampling, prompt) as sampler:
-                yield from self.decoder.generate(prompt, sampler, max_tokens=max_tokens, seq=seq, cancelled=cancelled)
-
-        return Writing(steps(), self.piece, len(prompt), stops, on_step)
+    def steps(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int = 0,
+        seq: int = 0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Generator[Step, None, None]:
+        """The steps of an answer to ``prompt``, each made when it is asked for; closing it frees the sampler."""
+        with self.sampler(sampling, prompt) as sampler:
+            yield from self.decoder.generate(prompt, sampler, max_tokens=max_tokens, seq=seq, cancelled=cancelled)
 
     def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> Sampler:
         """A sampler for an answer to ``prompt``, whose tokens it has seen; raises ``UsageError`` for bad settings."""

@@ -200,7 +200,7 @@ class Decoder:
                     max((read.pop(name, 1) for name in names), default=1),
                     timings,
                     len(window.drafts) if j == 0 else 0,
-                    j < len(window.drafts) and token == window.drafts[j],
+                    j < window.accepted,
                     window.continuation.finish(self._is_end(token), self.context) if j + 1 == len(tokens) else None,
                 )
             )

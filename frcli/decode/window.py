@@ -78,6 +78,7 @@ class Window:
         self.weights: list[Logits | None] = []
         self.chosen: list[tuple[str, ...]] = []
         self.at = 0  # the position that is decided next
+        self.accepted = 0  # drafts that were right: always the first ones
         self.open = True
         self._rows: dict[str, tuple[int, Logits]] = {}  # by expert: position of the first row, and rows
 
@@ -111,12 +112,6 @@ class Window:
             found[ROUTER] = self.router[self.at]
         return found
 
-    @property
-    def accepted(self) -> int:
-        """How many drafts were right."""
-        written = self.continuation.tokens[self.start :]
-        return sum(one == other for one, other in zip(self.drafts, written, strict=False))
-
     def fail(self, error: FrcliError) -> None:
         """End the continuation, which has no next token because of ``error``; those before it stay."""
         self.continuation.error = error
@@ -126,5 +121,6 @@ class Window:
         """Take ``token`` as the one at the next position; ``over`` ends the answer and with it the window."""
         self.continuation.tokens.append(token)
         drafted = self.at < len(self.drafts) and token == self.drafts[self.at]
+        self.accepted += drafted
         self.at += 1
         self.open = drafted and not over and self.at < len(self.chosen)

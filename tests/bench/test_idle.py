@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frcli.bench.engines import barred, forget, steps, warm_up
+from frcli.bench.engines import barred, forget, warm_up
 from frcli.bench.idle import NEVER, crowd, restrict_router
 from frcli.bench.measure import measure_idle
 from frcli.bench.plan import Plan, Prompt
@@ -53,7 +53,7 @@ def write(bundle: Bundle) -> tuple[Engine, list[Step]]:
     engine = Engine(bundle, Options(threads=1, draft="off"))
     warm_up(engine, PROMPT)
     forget(engine)
-    return engine, list(steps(engine, PROMPT.tokens, PLAN.sampling(0, 0, barred(PLAN, engine)), 40))
+    return engine, list(engine.steps(PROMPT.tokens, PLAN.sampling(0, 0, barred(PLAN, engine)), max_tokens=40))
 
 
 def test_two_and_eight_experts_write_the_same_with_the_same_two(trio: Bundle, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_they_choose_as_the_whole_bundle_does_among_the_two(trio: Bundle, tmp_pa
             return ("math",) if weights[1] >= weights[0] else ("general",)
 
     engine.decoder.use(AmongTwo(policy.experts, policy.gamma), engine.router, engine.width)
-    expected = list(steps(engine, PROMPT.tokens, PLAN.sampling(0, 0, barred(PLAN, engine)), 40))
+    expected = list(engine.steps(PROMPT.tokens, PLAN.sampling(0, 0, barred(PLAN, engine)), max_tokens=40))
     engine.close()
     assert [(step.token, step.experts) for step in two] == [(step.token, step.experts) for step in expected]
 

@@ -6,12 +6,13 @@ import logging
 
 import pytest
 
-from frcli.bench.machine import describe, free_memory, resident_memory, total_memory
+from frcli.bench.machine import describe, resident_memory, total_memory
 from frcli.bench.memory import MIB, OVERHEAD, buffers, kv_bytes, measure, need, router_kv_bytes
 from frcli.bench.peers import loaded_model
 from frcli.bench.plan import Prompt
 from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
+from frcli.sources.devices import available_memory
 
 PROMPT = Prompt((1, 20, 30, 40, 50))
 
@@ -97,6 +98,6 @@ def test_the_machine_without_names_of_hosts_and_folders(monkeypatch: pytest.Monk
     text = str(found)
     assert str(Path.home()) not in text or str(Path.home()) == "/"
     assert platform.node() not in text.split()
-    total, free = total_memory(), free_memory()
+    total, free = total_memory(), available_memory()
     assert total is not None and total > 1 << 28
     assert free is None or 0 < free <= total

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
-from bundles import write_bundle
 
 from frcli.bundle import Bundle
 from frcli.decode.answer import Answer
@@ -28,18 +27,7 @@ PROMPTS = [
     "12 3 4",
 ]
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("batch")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRCLI_CACHE", str(folder / "cache"))
-        return write_bundle(folder / "trio")
-
-
-@pytest.fixture(autouse=True)
-def _cache(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FRCLI_CACHE", str(bundle.folder.parent / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def requests(engine: Engine, sampling: Sampling = GREEDY) -> list[Request]:

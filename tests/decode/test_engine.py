@@ -19,18 +19,7 @@ from frcli.sources.source import Feed
 
 GREEDY = Sampling(temperature=0)
 
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("engine")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FRCLI_CACHE", str(folder / "cache"))
-        return write_bundle(folder / "trio")
-
-
-@pytest.fixture(autouse=True)
-def _cache(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FRCLI_CACHE", str(bundle.folder.parent / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def answer(engine: Engine, prompt: str, n: int = 24, sampling: Sampling = GREEDY) -> list[Step]:

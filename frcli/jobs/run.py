@@ -95,6 +95,8 @@ def run(
         try:
             for number, outcome in answers(job.rows()):
                 job.finished(number, outcome)
+            if not job.read:
+                raise KeyboardInterrupt  # stopped when no row was being answered: there is no half answer to tell it
             job.write()
             if job.written:
                 output.commit()
@@ -127,6 +129,7 @@ class _Job:
         self._asked = 0
         self._waiting: dict[int, tuple[dict[str, Any], int | None]] = {}  # lines to write by place, and their tokens
         self._taken = 0  # places given out
+        self.read = False  # whether the input has no more rows
         self.written = self.done = self.failed = self._tokens = 0
 
     def rows(self) -> Iterator[Row | None]:
@@ -147,7 +150,8 @@ class _Job:
                 self._asked += 1
                 yield row
             if self._taken == self._limit:
-                return
+                break
+        self.read = True
 
     def finished(self, number: int, outcome: Answer | FrcliError) -> None:
         """Take a row's answer, or why it has none, and write what can be written."""

@@ -550,6 +550,20 @@ def test_no_row_is_begun_too_far_ahead_of_one_that_is_not_finished(rows: Callabl
     assert [line["id"] for line in read(out)] == list(range(1, AHEAD + 10))
 
 
+def test_a_job_that_is_stopped_between_two_rows_is_not_finished(rows: Callable[..., Path], tmp_path: Path) -> None:
+    def stopped(given: Iterator[Row | None]) -> Iterator[tuple[int, Answer | FrcliError]]:
+        for number in range(2):
+            row = next(given)
+            assert row is not None
+            yield number, echo(row)
+
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(Interrupted, match="2 finished rows are safe in"):
+        run(rows(*({"prompt": str(i)} for i in range(9))), out, stopped, model="m")
+    assert not out.exists()
+    assert len(read(tmp_path / "out.jsonl.part")) == 2
+
+
 # Standard input and output
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,14 +59,20 @@ def _forward(checkpoint: Checkpoint, layer: int, state: Array, linear: _Linear) 
     normed = _rms_norm(state, checkpoint.tensor(f"{prefix}input_layernorm.weight"), config.rms_eps)
     state = state + linear(out, _attention(linear(qkv, normed), config))
     normed = _rms_norm(state, checkpoint.tensor(f"{prefix}post_attention_layernorm.weight"), config.rms_eps)
-    both = linear(gate_up, normed)
-    gate, up = both[..., : config.intermediate], both[..., config.intermediate :]
-    active = np.tanh(gate / 2)  # x sigmoid(x) is x (1 + tanh(x / 2)) / 2, without overflow
+    gate, up = np.split(linear(gate_up, normed), 2, axis=-1)
+    active = np.empty(gate.shape, dtype=np.float32)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(_swiglu, gate, up, active))
+    return state + linear(down, active)
+
+
+def _swiglu(gate: Array, up: Array, active: Array) -> None:
+    np.divide(gate, 2, out=active)
+    np.tanh(active, out=active)  # x sigmoid(x) is x (1 + tanh(x / 2)) / 2, without overflow
     active += 1
     active *= gate
     active /= 2
     active *= up
-    return state + linear(down, active)
 
 
 def _rms_norm(state: Array, weight: Array, eps: float) -> Array:

@@ -25,6 +25,9 @@ from frcli.errors import BundleError, UsageError
 # Mean KL in nats above which a result is taken for broken rather than for coarse.
 _LIMITS = {"fp32": 1e-4, "int8": 0.05, "int4": 1.0}
 
+# Positions that a router has unless more are asked for: its rotary tables grow with them.
+_LONGEST = 8192
+
 
 def convert_router(
     base: Path,
@@ -32,7 +35,7 @@ def convert_router(
     trained: Path | None = None,
     experts: Sequence[str] = (),
     precision: str = "int4",
-    context: int = 2048,
+    context: int | None = None,
     vocabulary: str = "",
     force: bool = False,
     check: bool = True,
@@ -42,7 +45,8 @@ def convert_router(
     ``base`` is a GGUF file or a safetensors folder of the Llama family. Without ``trained`` the result is the plain
     model, without a routing output; if the trained part holds texts for calibration, int4 is quantized for them.
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
-    router can be asked for, ``vocabulary`` names the tokenizer in the metadata. With ``check`` the source is evaluated
+    router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
+    the metadata. With ``check`` the source is evaluated
     by :mod:`converters.reference` on the same tokens; without it the result is None.
 
     Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
@@ -52,6 +56,8 @@ def convert_router(
     chosen = precision_named(precision)
     refuse_existing(out, force)
     checkpoint = open_checkpoint(base)
+    if context is None:
+        context = min(checkpoint.config.context, _LONGEST)
     if not 1 <= context <= checkpoint.config.context:
         raise UsageError(
             f"{base} cannot have a context of {context} tokens", f"choose one from 1 to {checkpoint.config.context}"

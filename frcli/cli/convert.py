@@ -9,12 +9,20 @@ import typer
 
 from frcli.cli import ui
 from frcli.cli.options import Force
+from frcli.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn adapters and routers into what frcli runs.")
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a PEFT adapter.", show_default=False)]
 Base = Annotated[Path, typer.Option("--base", help="GGUF file of the base model.", show_default=False)]
 Trained = Annotated[Path, typer.Option("--trained", help="router.safetensors, or its folder.", show_default=False)]
+RouterBase = Annotated[
+    Path, typer.Option("--base", help="GGUF file or safetensors folder of the base model.", show_default=False)
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option("--vocab", help="GGUF file with the experts' tokenizer; --base if not given.", show_default=False),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
 Dtype = Annotated[str, typer.Option("--dtype", help="Numbers in the file: f16 or f32.")]
 Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4, int8 or fp32.")]
@@ -36,12 +44,22 @@ def adapter(src: Source, base: Base, out: Out, dtype: Dtype = "f16", force: Forc
 
 @app.command()
 def router(
-    base: Base, trained: Trained, out: Out, precision: Precision = "int4", context: Context = None, force: Force = False
+    base: RouterBase,
+    trained: Trained,
+    out: Out,
+    precision: Precision = "int4",
+    context: Context = None,
+    vocab: Vocabulary = None,
+    force: Force = False,
 ) -> None:
     """Convert a trained router and its base to ONNX, and compare the two on the same tokens."""
     from frcli.cli.models import build_router
 
+    if base.is_dir() and vocab is None:
+        raise UsageError(
+            f"{base} has no tokenizer that llama.cpp can read", "name an expert's GGUF file with --vocab, too"
+        )
     with ui.working(f"converting {trained.name}"):
-        parity = build_router(base, trained, out, (), precision, context, force=force)
+        parity = build_router(base, trained, out, precision=precision, context=context, vocabulary=vocab, force=force)
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
     ui.say(f"parity with {trained}: {parity}")

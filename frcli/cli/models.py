@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show and fetch bundles.")
 
-ROUTER_CONTEXT = 8192  # positions of a built router; its rotary tables grow with them
-
 Name = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
 
 
@@ -134,7 +132,12 @@ def _build_router(bundle: Bundle, *, force: bool) -> None:
     began = time.monotonic()
     with ui.working("building the router"):
         parity = build_router(
-            bundle.base().path, artifact.path, out, bundle.experts, table.precision, None, force=force
+            bundle.base().path,
+            artifact.path,
+            out,
+            experts=bundle.experts,
+            precision=table.precision,
+            force=force,
         )
     sha256_note(out).write_text(file_sha256(out))
     ui.say(f"router: {ui.size(out.stat().st_size)} in {time.monotonic() - began:.1f} s, {out}")
@@ -142,24 +145,31 @@ def _build_router(bundle: Bundle, *, force: bool) -> None:
 
 
 def build_router(
-    base: Path, trained: Path, out: Path, experts: tuple[str, ...], precision: str, context: int | None, *, force: bool
+    base: Path,
+    trained: Path,
+    out: Path,
+    *,
+    experts: tuple[str, ...] = (),
+    precision: str,
+    context: int | None = None,
+    vocabulary: Path | None = None,
+    force: bool,
 ) -> Any:
-    """Convert a trained router to ONNX ``out`` for the base's own vocabulary and return the parity.
+    """Convert a trained router to ONNX ``out`` and return the parity.
 
-    ``context`` None takes what the base was trained for, 8192 at the most.
+    ``vocabulary`` is the GGUF file whose tokenizer the router is for, the base itself if not given. ``experts`` and
+    ``context`` are those of :func:`converters.router.convert_router`.
     """
-    from converters.checkpoint import open_checkpoint
     from converters.router import convert_router
     from frcli.sources.llama import LlamaModel
     from frcli.tokens import vocabulary_hash
 
-    model = LlamaModel(base, vocab_only=True)
+    model = LlamaModel(vocabulary or base, vocab_only=True)
     try:
-        vocabulary = vocabulary_hash(model.texts())
+        digest = vocabulary_hash(model.texts())
     finally:
         model.close()
-    longest = min(open_checkpoint(base).config.context, ROUTER_CONTEXT)
-    return convert_router(base, out, trained, experts, precision, context or longest, vocabulary, force=force)
+    return convert_router(base, out, trained, experts, precision, context, digest, force=force)
 
 
 def state(bundle: Bundle) -> str:

@@ -163,3 +163,24 @@ def test_convert_router(frcli: Run, tmp_path: Path) -> None:
     ran = frcli("convert", "router", "--base", base, "--trained", trained, "-o", out, "--force", "--context", "1000")
     assert ran.code == 2
     assert "context" in ran.err
+
+
+def test_convert_router_from_safetensors(frcli: Run, tmp_path: Path) -> None:
+    import onnx
+
+    expert = tiny.write_gguf(tmp_path / "expert.gguf")
+    base = tiny.write_safetensors(tmp_path / "base")
+    trained = tiny.write_trained(tmp_path / "router.safetensors")
+    command = ["convert", "router", "--trained", trained, "--precision", "fp32"]
+    refused = frcli(*command, "--base", base, "-o", tmp_path / "no.onnx")
+    assert (refused.code, "--vocab" in refused.err) == (2, True)
+
+    models = []
+    for name, source in (("folder", ("--base", base, "--vocab", expert)), ("file", ("--base", expert))):
+        out = tmp_path / f"{name}.onnx"
+        ran = frcli(*command, *source, "-o", out)
+        assert ran.code == 0, ran.err
+        models.append({entry.key: entry.value for entry in onnx.load(out).metadata_props})
+    folder, file = models
+    assert folder["frcli.vocabulary"] == file["frcli.vocabulary"] != ""
+    assert folder["frcli.context"] == file["frcli.context"]

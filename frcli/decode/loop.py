@@ -4,16 +4,17 @@ The loop knows token ids and sources, nothing of text. At each step
 
 1. **draft**: the next tokens of each sequence are guessed, as far as :mod:`frcli.decode.draft` finds it worth its time;
 2. **route**: the router, where the policy needs it, reads what is new, and the policy chooses experts for each
-position; 3. **extend**: an expert reads all that it has not seen of its sequences, its catch-up and the window
-together, in one
+   position;
+3. **extend**: an expert reads all that it has not seen of its sequences, its catch-up and the window together, in one
    batch; each runs once at most, in the order in which positions need it, and not at all when the windows that want it
    have come to their end before;
 4. **fuse and sample**, position by position, while the token that was drawn is the one that was drafted;
 5. **rewind** what was read beyond it.
 
-Experts that were not chosen do nothing. Every row and every random number is the one that decoding without drafts would
-use, so the tokens are the same, but for the last bits of a sum: a model's logits depend a little on how many tokens a
-call has.
+Experts that were not chosen do nothing. Every position and every random number is the one that decoding without drafts
+would use, so the tokens are the same, but for near-ties: quantized models round their inputs in other places when a
+call has more tokens, and two tokens whose fused logits lie closer than that can change places (``docs/speed.md`` has
+how often and by how much).
 """
 
 from __future__ import annotations

@@ -28,11 +28,12 @@ class Reader:
         rest = []
         for feed in feeds:
             at = 0
-            while len(feed.tokens) - at > max(self._chunk, feed.rows):
+            while (left := len(feed.tokens) - at) > max(self._chunk, feed.rows):
                 self._look()
-                source.extend([Feed(feed.seq, feed.tokens[at : at + self._chunk], 0)])
-                self.longest = self._chunk
-                at += self._chunk
+                piece = min(self._chunk, left - feed.rows)  # rows come from the last call
+                source.extend([Feed(feed.seq, feed.tokens[at : at + piece], 0)])
+                self.longest = max(self.longest, piece)
+                at += piece
             rest.append(Feed(feed.seq, feed.tokens[at:], feed.rows) if at else feed)
         self._look()
         self.watch.lap(part)

@@ -21,7 +21,14 @@ class House:
     """Three experts and a router that agree as far as ``noise`` lets them, and a decoder over them."""
 
     def __init__(
-        self, policy: Policy, drafts: int | None, *, noise: float, context: int = 200, ends: Sequence[int] = ()
+        self,
+        policy: Policy,
+        drafts: int | None,
+        *,
+        noise: float,
+        context: int = 200,
+        ends: Sequence[int] = (),
+        chunk: int = 128,
     ) -> None:
         self.sources = {
             name: FakeSource(WIDTH, related_rows(WIDTH, i, noise), context=context, sequences=3)
@@ -50,6 +57,7 @@ class House:
             width=WIDTH,
             context=context,
             drafts=drafts,
+            chunk=chunk,
         )
 
     def steps(self, prompt: Sequence[int], sampler: TokenSampler, most: int) -> list[Step]:
@@ -75,12 +83,12 @@ def test_the_stream_with_drafts_is_the_one_without(policy: Policy, sampling: Sam
         for drafts in (1, 2, 3, 7, None):
             most, context = chance.choice([1, 2, 20, 0]), chance.choice([40, 60])
             prompt = [chance.randrange(WIDTH) for _ in range(chance.randrange(1, 9))] * chance.choice([1, 3])
-            ends = (chance.randrange(WIDTH),)
+            ends, chunk = (chance.randrange(WIDTH),), chance.choice([3, 8, 128])
             answers = []
             for k in (0, drafts):
                 with Sampler(sampling, WIDTH) as sampler:
                     sampler.accept_prompt(prompt)
-                    house = House(policy, k, noise=noise, context=context, ends=ends)
+                    house = House(policy, k, noise=noise, context=context, ends=ends, chunk=chunk)
                     answers.append(house.steps(prompt, sampler, most))
             plain, drafted = answers
             assert [step.token for step in drafted] == [step.token for step in plain]

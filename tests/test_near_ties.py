@@ -59,8 +59,7 @@ def test_other_tokens_are_near_ties(plain: Sequence[Sequence[int]], options: Opt
             if first_difference(one, other) is not None:
                 tokens = engine.encode_messages([{"role": "user", "content": prompt}])
                 gaps.append(explain(engine, None, tokens, GREEDY, one, other)["gap"])
-    print(
-        f"draft {options.draft}, {options.sequences} at once: {len(gaps)} of {len(PROMPTS)} answers are other ones, gaps {gaps}"
-    )
+    what = f"draft {options.draft}, {options.sequences} at once"
+    print(f"{what}: {len(gaps)} of {len(PROMPTS)} answers are other ones, gaps {gaps}")
     assert len(gaps) <= len(PROMPTS) / 2
     assert all(gap < NEAR for gap in gaps)

@@ -29,10 +29,10 @@ log = logging.getLogger("frcli.llama")
 _LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.WARNING}
 
 
-# OpenMP's threads wait for more work in a busy loop, so many rounds long. It must outlast the waits between the operators
-# of a step, and be over soon after the step: with libgomp's own 300,000 rounds (some 10 ms) a thread of llama.cpp keeps a
-# core busy through the router's whole step. Measured on two cores: router 10.7 ms with 300,000, 7.7 with 5,000; the
-# expert 11.4 with either, 15 with 300, 50 without a loop.
+# OpenMP's threads wait for more work in a busy loop, so many rounds long. It must outlast the waits between the
+# operators of a step, and be over soon after the step: with libgomp's own 300,000 rounds (some 10 ms) a thread of
+# llama.cpp keeps a core busy through the router's whole step. Measured on two cores: router 10.7 ms with 300,000, 7.7
+# with 5,000; the expert 11.4 with either, 15 with 300, 50 without a loop.
 _SPINS = "5000"
 
 _kept_alive: list[Any] = []  # C keeps only a pointer to the log callback

@@ -102,8 +102,9 @@ def test_the_router(files: tuple[Path, Path], chunk: int, seed: int) -> None:
 @pytest.mark.parametrize("settings", [{}, {"batch": 7, "max_rows": 6}], ids=str)
 def test_llama(model: LlamaModel, settings: dict[str, int], seed: int) -> None:
     def same(got: Rows, expected: Rows) -> None:
-        # Keys and values are f16; a wrong token moves logits by more than 0.5.
-        np.testing.assert_allclose(got.logits, expected.logits, atol=3e-3, rtol=0)
+        # Keys and values are f16, and lie between those of other sequences; a wrong token moves logits by more than
+        # 0.5.
+        np.testing.assert_allclose(got.logits, expected.logits, atol=3e-2, rtol=0)
 
     many = LlamaSource(model, **{"context": CONTEXT, "sequences": SEQUENCES, "max_rows": 16, **settings})
     alone = LlamaSource(model, context=CONTEXT, max_rows=CONTEXT)

@@ -12,6 +12,7 @@ Outputs
 
     logits                  float32 [n, vocab]
     routing                 float32 [n, experts]   only with a routing head
+    prompt_routing          float32 [n, experts]   only with a head for whole prompts
     present_key.i, present_value.i   as the past; bind the same memory to both
 
 A sequence's new tokens are written behind its first ``seqlens_k + 1 - tokens`` positions, so a smaller ``seqlens_k``
@@ -23,6 +24,8 @@ go one sequence at a time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,14 +35,20 @@ from converters.weights import Matrix, Weights, linears
 
 
 def build_llama(
-    checkpoint: Checkpoint, weights: Weights, context: int, routing: NDArray[np.float32] | None = None
+    checkpoint: Checkpoint,
+    weights: Weights,
+    context: int,
+    routing: NDArray[np.float32] | None = None,
+    prompt: NDArray[np.float32] | None = None,
 ) -> Graph:
     """Return the graph of the checkpoint; ``context`` is the number of positions that it can rotate.
 
     Matrices come from ``weights``, which decides on their precision, and norms from the checkpoint itself. ``routing``
-    float32 [experts, hidden] adds the routing output: the head reads the hidden state after the final norm.
+    float32 [experts, hidden] adds the routing output: the head reads the hidden state after the final norm. ``prompt``
+    of the same shape adds another one.
     """
-    return _Llama(checkpoint, weights, context).build(routing)
+    heads = {"routing": routing, "prompt_routing": prompt}
+    return _Llama(checkpoint, weights, context).build({name: head for name, head in heads.items() if head is not None})
 
 
 class _Llama:
@@ -51,7 +60,7 @@ class _Llama:
             for name, table in zip(("cos", "sin"), self.config.rotary(context), strict=True)
         )
 
-    def build(self, routing: NDArray[np.float32] | None) -> Graph:
+    def build(self, heads: Mapping[str, NDArray[np.float32]]) -> Graph:
         graph, config = self.graph, self.config
         ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
         rows = graph.input("rows", np.int64, ["n"])
@@ -80,9 +89,9 @@ class _Llama:
         else:
             graph.project(final, self.weights(["lm_head"]), "head", "logits")
         graph.output("logits", np.float32, ["n", config.vocab])
-        if routing is not None:
-            graph.node("MatMul", [final, graph.weight("routing.weight", routing.T)], "routing")
-            graph.output("routing", np.float32, ["n", routing.shape[0]])
+        for name, head in heads.items():
+            graph.node("MatMul", [final, graph.weight(f"{name}.weight", head.T)], name)
+            graph.output(name, np.float32, ["n", head.shape[0]])
         for layer in range(config.layers):
             for kind in ("key", "value"):
                 graph.output(f"present_{kind}.{layer}", np.float32, cache)

@@ -5,12 +5,14 @@ The file (``router.safetensors``) holds
     delta.<module>.lora_A   [r, in]               float16 or float32
     delta.<module>.lora_B   [out, r]              float16 or float32
     routing.weight          [n_experts, hidden]   float32
+    prompt.weight           [n_experts, hidden]   float32, optional
     calibration             [sequences, length]   int32, optional
 
 where ``<module>`` is a Hugging Face module path such as ``model.layers.3.self_attn.q_proj``, and in its header the
 strings ``experts`` (JSON list of names, in the order of the rows of ``routing.weight``), ``scale`` (the decimal that B
-A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``calibration`` holds
-token ids of texts of the kind that the router will read; quantization to few bits minds what they need most.
+A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``prompt.weight`` is a
+head that chooses one expert for a whole answer, at the prompt's last token. ``calibration`` holds token ids of texts of
+the kind that the router will read; quantization to few bits minds what they need most.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from converters.output import staging
 from frcli.errors import DataError, ModelError
 
 FILE_NAME = "router.safetensors"
-_PREFIX, _A, _B, _ROUTING, _CALIBRATION = "delta.", ".lora_A", ".lora_B", "routing.weight", "calibration"
+_PREFIX, _A, _B = "delta.", ".lora_A", ".lora_B"
+_ROUTING, _PROMPT, _CALIBRATION = "routing.weight", "prompt.weight", "calibration"
 # Tokens that calibration may have: its time and memory grow with them, and beyond some thousands nothing is gained.
 _MOST_TOKENS, _LONGEST = 1 << 15, 1 << 11
 
@@ -40,7 +43,8 @@ class Trained:
     """The trained part of a router.
 
     ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
-    hidden state after the final norm; row i belongs to ``experts[i]``. ``calibration`` int32 [sequences, length] holds
+    hidden state after the final norm; row i belongs to ``experts[i]``, and so it is with ``prompt``, if there is one.
+    ``calibration`` int32 [sequences, length] holds
     the ids of texts to quantize for, if there are any.
     """
 
@@ -49,6 +53,7 @@ class Trained:
     experts: tuple[str, ...]
     base_sha256: str
     calibration: NDArray[np.int32] | None = None
+    prompt: NDArray[np.float32] | None = None
 
 
 def save_trained(
@@ -60,13 +65,14 @@ def save_trained(
     base_sha256: str,
     force: bool = False,
     calibration: NDArray[np.int32] | None = None,
+    prompt: NDArray[Any] | None = None,
 ) -> None:
     """Write the trained part of a router to the file ``path``.
 
-    ``delta`` maps a module path to (A [r, in], B [out, r]), float16 or float32; ``routing`` is [n_experts, hidden];
-    ``calibration`` is int32 [sequences, length] with at most 32768 ids in sequences of at most 2048. Raises
-    ``DataError`` if a part is not like that or does not fit the others, ``OutputError`` if the file exists or cannot
-    be written.
+    ``delta`` maps a module path to (A [r, in], B [out, r]), float16 or float32; ``routing`` and ``prompt`` are
+    [n_experts, hidden]; ``calibration`` is int32 [sequences, length] with at most 32768 ids in sequences of at most
+    2048. Raises ``DataError`` if a part is not like that or does not fit the others, ``OutputError`` if the file exists
+    or cannot be written.
     """
     from safetensors.numpy import save
 
@@ -74,6 +80,8 @@ def save_trained(
     for module, (a, b) in delta.items():
         tensors[_PREFIX + module + _A] = np.ascontiguousarray(a)
         tensors[_PREFIX + module + _B] = np.ascontiguousarray(b)
+    if prompt is not None:
+        tensors[_PROMPT] = np.ascontiguousarray(prompt, dtype=np.float32)
     if calibration is not None:
         tensors[_CALIBRATION] = np.ascontiguousarray(calibration)
     metadata = {"experts": json.dumps(list(experts)), "scale": repr(float(scale)), "base_sha256": base_sha256}
@@ -117,7 +125,9 @@ def read_trained(path: Path) -> Trained:
         for name, tensor in tensors.items()
         if name.endswith(_A)
     }
-    return Trained(delta, tensors[_ROUTING].astype(np.float32), tuple(experts), base_sha256, tensors.get(_CALIBRATION))
+    prompt = tensors[_PROMPT].astype(np.float32) if _PROMPT in tensors else None
+    routing = tensors[_ROUTING].astype(np.float32)
+    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt)
 
 
 def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) -> str:
@@ -132,6 +142,8 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
     if routing is None or routing.ndim != 2 or routing.shape[0] != len(experts):
         shape = "missing" if routing is None else f"of shape {list(routing.shape)}"
         return f"routing.weight is {shape} for {len(experts)} experts"
+    if (prompt := tensors.get(_PROMPT)) is not None and prompt.shape != routing.shape:
+        return f"prompt.weight is of shape {list(prompt.shape)}, and routing.weight of {list(routing.shape)}"
     for name, tensor in tensors.items():
         if name == _CALIBRATION:
             if problem := _calibration_problem(tensor):
@@ -141,7 +153,7 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
             return f"{name} is {tensor.dtype}, not float16 or float32"
         if not np.isfinite(tensor).all():
             return f"{name} has values that are not finite"
-        if name == _ROUTING:
+        if name in (_ROUTING, _PROMPT):
             continue
         if not name.startswith(_PREFIX) or not name.endswith((_A, _B)):
             return f"the tensor {name} is not known"

@@ -27,6 +27,9 @@ ROUTER_FORMAT = "1"  # of a router's ONNX file: what goes in, what comes out, wh
 _ROUTER_BUILD = 1  # raise it when the converter writes other numbers: routers in the cache are then built anew
 
 
+_ROLES = ("router", "large", "base")  # models that are no experts
+
+
 def _inside(text: str) -> str:
     path = PurePosixPath(text)
     if not text or path.is_absolute() or ".." in path.parts or "\\" in text or ":" in text:
@@ -42,8 +45,10 @@ def _sha256(text: str) -> str:
 
 def valid_name(text: str) -> str:
     """``text``, if it can name an expert or a bundle; ``ValueError`` otherwise."""
-    if not text or not all(c.isalnum() or c in "-_." for c in text) or text == "router":
-        raise ValueError(f"{text!r} is not a name of letters, digits, '-', '_' and '.' (and not 'router')")
+    if not text or not all(c.isalnum() or c in "-_." for c in text) or text in _ROLES:
+        raise ValueError(
+            f"{text!r} is not a name of letters, digits, '-', '_' and '.' (and none of {', '.join(_ROLES)})"
+        )
     return text
 
 
@@ -58,6 +63,14 @@ class _Table(BaseModel):
 
 class BaseTable(_Table):
     """``[base]``: the GGUF file that LoRA experts share, whose vocabulary is the bundle's."""
+
+    file: InsidePath
+    source: str | None = None
+    sha256: Sha256 | None = None
+
+
+class LargeTable(_Table):
+    """``[large]``: the GGUF file of a larger model that the base and its experts can steer."""
 
     file: InsidePath
     source: str | None = None
@@ -120,6 +133,7 @@ class Manifest(_Table):
     base: BaseTable
     experts: dict[ExpertName, ExpertTable] = Field(min_length=1)
     router: RouterTable | None = None
+    large: LargeTable | None = None
     defaults: DefaultsTable = DefaultsTable()
 
 
@@ -150,10 +164,25 @@ class Bundle:
         """The experts' names, in the order of the router's weights."""
         return tuple(self.manifest.experts)
 
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The experts that are not the base itself."""
+        return tuple(name for name, table in self.manifest.experts.items() if table.adapter or table.file)
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """The models that the bundle has beside base and experts: ``router``, ``large``."""
+        return frozenset(role for role in ("router", "large") if getattr(self.manifest, role) is not None)
+
     def base(self) -> Artifact:
         """The base model."""
         table = self.manifest.base
         return self._artifact("base", table.file, table.source, table.sha256)
+
+    def large(self) -> Artifact | None:
+        """The large model, if there is one."""
+        table = self.manifest.large
+        return self._artifact("large", table.file, table.source, table.sha256) if table else None
 
     def expert(self, name: str) -> Artifact | None:
         """The file of an expert: its adapter or its own model, or None for the base itself."""
@@ -193,8 +222,10 @@ class Bundle:
         return Artifact("built router", path, None, noted or None)
 
     def artifacts(self) -> Iterator[Artifact]:
-        """All files that the manifest names: base, experts, router."""
+        """All files that the manifest names: base, large model, experts, router."""
         yield self.base()
+        if (large := self.large()) is not None:
+            yield large
         for name in self.experts:
             if (artifact := self.expert(name)) is not None:
                 yield artifact

@@ -94,7 +94,11 @@ class Settings:
     """
 
     bundle: str | None = _setting(None, TEXT, "Name or folder of the bundle to use.", fixed=True)
-    policy: str | None = _setting(None, TEXT, "How the experts write together: fusionroute, sum or expert:NAME.")
+    policy: str | None = _setting(
+        None,
+        TEXT,
+        "How the models write together: fusionroute, expert:NAME, sum and others (docs/policies.md).",
+    )
     gamma: float | None = _setting(None, NUMBER, "Weight of the router's own logits; 0 is the routed expert alone.")
     sharp: bool = _setting(False, SWITCH, "Add logits as the paper does, without dividing by 1 + gamma.")
     max_tokens: int = _setting(512, WHOLE, "Most tokens of an answer; 0 means until the context is full.")

@@ -89,6 +89,8 @@ class FakeSource:
 class Greedy:
     """The sampler of tests: the first largest logit; remembers what it accepted."""
 
+    plain = True
+
     def __init__(self) -> None:
         self.accepted: list[int] = []
 

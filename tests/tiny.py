@@ -269,12 +269,15 @@ def write_trained(
     scale: float = 2.0,
     base_sha256: str = "",
     calibration: NDArray[np.int32] | None = None,
+    *,
+    prompt_head: bool = True,
 ) -> Path:
     """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base."""
     from converters.trained import save_trained
 
-    routing = np.random.default_rng(seed + 1000).standard_normal((len(experts), shape.hidden)).astype(np.float32)
-    save_trained(path, lora(shape, seed, rank), routing, experts, scale, base_sha256, calibration=calibration)
+    heads = np.random.default_rng(seed + 1000).standard_normal((2, len(experts), shape.hidden)).astype(np.float32)
+    prompt = heads[1] if prompt_head else None
+    save_trained(path, lora(shape, seed, rank), heads[0], experts, scale, base_sha256, False, calibration, prompt)
     return path
 
 

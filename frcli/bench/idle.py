@@ -107,6 +107,8 @@ def restrict_router(source: Path, out: Path, kept: Sequence[int], experts: Seque
         ]
     )
     routing.type.tensor_type.shape.dim[1].dim_value = len(experts)
+    for output in [output for output in graph.output if output.name == "prompt_routing"]:
+        graph.output.remove(output)  # it is for the experts of the source
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     helper.set_model_props(model, metadata | {"frcli.experts": json.dumps(list(experts))})
     large = model.ByteSize() > 1 << 31

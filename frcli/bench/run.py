@@ -20,7 +20,7 @@ from frcli.bundle import Bundle
 from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine, Options
 from frcli.errors import UsageError
-from frcli.fusion.policy import FusionRoute
+from frcli.fusion.route import FusionRoute
 from frcli.sources.devices import available_memory, cuda_router
 from frcli.sources.llama import library
 

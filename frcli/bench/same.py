@@ -8,7 +8,6 @@ than that may then be taken for each other, and the rest of the answer follows t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,22 +22,33 @@ from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
 from frcli.fusion.policy import Policy
+from frcli.fusion.policy import Prompt as Evidence
 from frcli.sources.source import Logits
 
 MOST = 50  # differences that are looked into
 
 
-@dataclass(slots=True)
-class Observed:
+class Observed(Policy):
     """A policy that keeps the row that it fused last."""
 
-    policy: Policy
-    last: Logits | None = None
-    name: str = field(init=False)
-    needs_router: bool = field(init=False)
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.last: Logits | None = None
 
-    def __post_init__(self) -> None:
-        self.name, self.needs_router = self.policy.name, self.policy.needs_router
+    @property
+    def name(self) -> str:
+        """The policy's own."""
+        return self.policy.name
+
+    @property
+    def drafter(self) -> str | None:
+        """The policy's own."""
+        return self.policy.drafter
+
+    def for_prompt(self, prompt: Evidence) -> Observed:
+        """Itself, observing the policy for the prompt from here on."""
+        self.policy = self.policy.for_prompt(prompt)
+        return self
 
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """As the policy chooses."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,12 @@ def nll(
     gammas: Annotated[
         str, typer.Option(help="Gammas of the fused system, separated by commas; empty: the bundle's own.")
     ] = "",
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy", metavar="POLICY", help="A policy that is scored, too; repeatable.", show_default=False
+        ),
+    ] = None,
     max_length: Annotated[
         int, typer.Option(min=16, help="Tokens of prompt and answer; longer answers are cut.")
     ] = 1024,
@@ -42,7 +50,8 @@ def nll(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers to this JSON file, too.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
-    """Mean NLL per answer token (nats) of each expert, the router, and the fused system: a Markdown table on stdout.
+    """Mean NLL per answer token (nats) of each expert, the router, the fused system and policies, as Markdown on
+    stdout.
 
     The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
     """
@@ -50,8 +59,9 @@ def nll(
     from frcli.cli.ui import progress, save, write
     from frcli.decode.engine import Engine, Options
     from frcli.errors import BundleError, OutputError, UsageError
-    from frcli.evaluation.nll import Sums, score_all
+    from frcli.evaluation.nll import Sums, Systems, score_all
     from frcli.examples import encode_examples, read_examples
+    from frcli.fusion.policy import BASE, LARGE
 
     columns: dict[str, list[str]] = {}
     for text in data:
@@ -64,19 +74,28 @@ def nll(
     if out is not None and out.exists() and not force:
         raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
     examples = {spec: read_examples(spec) for specs in columns.values() for spec in specs}
-    policy = "fusionroute" if opened.manifest.router else f"expert:{opened.experts[0]}"
-    options = Options(policy=policy, context=max_length, threads=threads, max_rows=64)
+    first = "fusionroute" if opened.manifest.router else f"expert:{opened.experts[0]}"
+    options = Options(policy=first, context=max_length, threads=threads, max_rows=64)
     results: dict[str, Sums] = {}
     document: dict[str, Any] = {"bundle": opened.name, "columns": {}, "files": {}}
     with Engine(opened, options) as engine:
         if engine.template is None:
             raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
-        experts = {name: engine.expert(name) for name in opened.experts}
+        others = [BASE, LARGE] if LARGE in opened.roles else [BASE]
+        policies = [engine.make_policy(replace(engine.options, policy=text)) for text in dict.fromkeys(policy or ())]
+        systems = Systems(
+            {name: engine.expert(name) for name in opened.experts},
+            engine.router,
+            engine.width,
+            gammas=grid,
+            policies=policies,
+            others={name: engine.expert(name) for name in others} if policies else {},
+        )
         for column, specs in columns.items():
             for spec in specs:
                 encoded = encode_examples(examples[spec], engine.base, engine.template, max_length)
                 with progress(f"{column}: {Path(spec).name}", len(encoded)) as report:
-                    sums = score_all(encoded, experts, engine.router, grid, engine.width, report)
+                    sums = score_all(encoded, systems, report)
                 results.setdefault(column, Sums()).add(sums)
                 document["columns"][column] = _plain(results[column])
                 document["files"][Path(spec).name] = _plain(sums)
@@ -102,7 +121,8 @@ def _plain(sums: Sums) -> dict[str, Any]:
     return {
         "examples": sums.examples,
         "tokens": sums.tokens,
-        "nll": {name: round(value / sums.tokens, 5) for name, value in sums.nll.items()},
+        # A policy that rules tokens out gives some right answers no probability at all; JSON has no infinity.
+        "nll": {n: round(value / sums.tokens, 5) if math.isfinite(value) else None for n, value in sums.nll.items()},
         "chosen": sums.chosen,
     }
 
@@ -113,7 +133,10 @@ def table(document: dict[str, Any]) -> str:
     """
     columns: dict[str, Any] = document["columns"]
     systems = list(next(iter(columns.values()))["nll"])
-    values = {system: [column["nll"][system] for column in columns.values()] for system in systems}
+    values = {
+        system: [math.inf if column["nll"][system] is None else column["nll"][system] for column in columns.values()]
+        for system in systems
+    }
     for numbers in values.values():
         numbers.append(sum(numbers) / len(numbers))
     best = [min(column) for column in zip(*values.values(), strict=True)]

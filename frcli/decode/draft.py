@@ -1,11 +1,12 @@
 """Drafts: guesses of the next tokens, which the experts check in one call instead of writing one token a call.
 
 Two things are guessed from. The text so far (:class:`PromptLookup`) costs nothing, and helps where an answer repeats
-what was said. The router's own logits cost a router step for each draft, which an accepted draft would have needed
-anyway. :class:`Pace` says how far it pays to draft, from what calls cost and how often such drafts were right.
+what was said. The logits of the policy's drafter, the router under FusionRoute, cost a step of it for each draft, which
+an accepted draft would have needed anyway. :class:`Pace` says how far it pays to draft, from what calls cost and how
+often such drafts were right.
 
 A draft changes no token of an answer. It is drawn by a copy of the answer's own sampler, with the random numbers that
-the sampler will use there: where router and experts agree, so do their draws, at any temperature.
+the sampler will use there: where drafter and experts agree, so do their draws, at any temperature.
 """
 
 from __future__ import annotations
@@ -83,8 +84,9 @@ class Pace:
 
     def __init__(self, fixed: int | None = None) -> None:
         self.fixed = fixed
-        self.router, self.experts = CallCosts(), CallCosts()
-        self.by_router, self.by_lookup = Share(), Share()
+        self.drafter, self.experts = CallCosts(), CallCosts()
+        self.by_drafter, self.by_lookup = Share(), Share()
+        self.together = 1  # sources that run for a position, beside the drafter
         self.accepted = 0.8  # share of drafts, a mean over the last windows that had some
         self._per_token = 0.0
         self._unused = 0
@@ -92,7 +94,7 @@ class Pace:
     @property
     def per_token(self) -> float:
         """Seconds that a token takes at present: a mean over the last windows, never more than a plain step."""
-        plain = self.router.first + self.experts.first
+        plain = self.drafter.first + self.together * self.experts.first
         return min(self._per_token, plain) if self._per_token else plain
 
     @property
@@ -116,11 +118,12 @@ class Pace:
         else:
             self._per_token += 0.05 * (min(share, 2 * self._per_token) - self._per_token)
 
-    def go_on(self, drafts: int, chance: float, *, router: int, free: bool = False) -> bool:
+    def go_on(self, drafts: int, chance: float, *, sharing: int, free: bool = False) -> bool:
         """Whether to draft one more token than ``drafts``, which with all before it is accepted with ``chance``.
 
-        ``router`` is how many sequences share the router's call for it; ``free`` says that its row is there already. It
-        may pay only together with those after it, which are taken to be accepted as often as drafts are on the whole.
+        ``sharing`` is how many sequences share the drafter's call for it; ``free`` says that its row is there already.
+        It may pay only together with those after it, which are taken to be accepted as often as drafts are on the
+        whole.
         """
         if self.fixed is not None:
             return drafts < self.fixed
@@ -131,20 +134,21 @@ class Pace:
             tokens += chance
             chance *= self.accepted
             if not (free and more == 1):
-                cost += self.router.of(router) / router
-            if tokens * self.per_token > cost + self.experts.of(drafts + 1 + more) - self.experts.of(drafts + 1):
+                cost += self.drafter.of(sharing) / sharing
+            checking = self.experts.of(drafts + 1 + more) - self.experts.of(drafts + 1)
+            if tokens * self.per_token > cost + self.together * checking:
                 return True
         return False
 
-    def guesses(self, chance: float, room: int, *, with_router: bool) -> int:
+    def guesses(self, chance: float, room: int, *, with_drafter: bool) -> int:
         """How many tokens of a lookup are worth their place, when each is right with ``chance`` after the one before.
 
-        A guess that is right saves the router a call of its own, or, without router, the expert.
+        A guess that is right saves the drafter a call of its own, or, without drafter, the expert.
         """
         room = min(room, MOST_DRAFTS if self.fixed is None else self.fixed)
         if self.fixed is not None:
             return room
-        costs = self.router if with_router else self.experts
+        costs = self.drafter if with_drafter else self.experts
         best, saved, tokens, right = 0, 0.0, 0.0, chance
         for n in range(1, room + 1):
             tokens += right

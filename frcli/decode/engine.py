@@ -14,7 +14,8 @@ from frcli.decode.draft import AUTO, MOST_DRAFTS, parse_draft
 from frcli.decode.loop import Decoder, Step
 from frcli.decode.sampler import Sampler, Sampling
 from frcli.errors import BundleError, UsageError
-from frcli.fusion.policy import Policy, make_policy
+from frcli.fusion.policy import BASE, LARGE, Policy
+from frcli.fusion.registry import make_policy
 from frcli.sources.devices import available_memory, physical_cores
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.onnx import OnnxRouter
@@ -66,7 +67,7 @@ class Engine:
         self._sources: dict[str, LogitSource] = {}
         self._models: dict[Path, LlamaModel] = {}
         self._router: OnnxRouter | None = None
-        policy = self._make_policy(options)
+        policy = self.make_policy(options)
         try:
             for artifact in bundle.artifacts():
                 check_artifact(artifact)
@@ -93,14 +94,16 @@ class Engine:
             drafts=drafts,
         )
 
-    def _make_policy(self, options: Options) -> Policy:
+    def make_policy(self, options: Options) -> Policy:
+        """The policy that the options name; raises ``UsageError`` for what the bundle cannot serve."""
         defaults = self.bundle.manifest.defaults
         return make_policy(
             options.policy or defaults.policy,
             self.bundle.experts,
             gamma=defaults.gamma if options.gamma is None else options.gamma,
             sharp=options.sharp,
-            has_router=self.bundle.manifest.router is not None,
+            roles=self.bundle.roles,
+            trained=self.bundle.trained,
         )
 
     @property
@@ -112,6 +115,8 @@ class Engine:
         """How many sequences have room when all their KV caches take a quarter of the memory that is free."""
         # Every expert keeps each sequence; a router of the base's size keeps it in 32 bits, twice as large.
         one = self.context * self.base.kv_bytes * (len(self.bundle.experts) + 2)
+        if (large := self.bundle.large()) is not None:
+            one += self.context * self._model(large.path).kv_bytes
         return max(1, min(_MOST_SEQUENCES, available_memory() // 4 // one))
 
     @property
@@ -135,7 +140,7 @@ class Engine:
             gamma=self.options.gamma if gamma is None else gamma,
             sharp=self.options.sharp if sharp is None else sharp,
         )
-        made = self._make_policy(options)
+        made = self.make_policy(options)
         if made.needs_router and self._router is None:
             self._router = self._open_router()
             self.width = min(self.width, self._router.width)
@@ -162,12 +167,16 @@ class Engine:
                 f"{self.bundle.folder / 'bundle.toml'} says",
                 "its adapters and router were made for another model",
             )
-        for name, table in self.bundle.manifest.experts.items():
-            artifact = self.bundle.expert(name)
-            if table.file and artifact:
+        others = {
+            f"expert {name}": self.bundle.expert(name)
+            for name, table in self.bundle.manifest.experts.items()
+            if table.file
+        }
+        for role, artifact in {**others, "the large model": self.bundle.large()}.items():
+            if artifact is not None:
                 other = self._model(artifact.path)
-                if difference := explain_difference("the base", texts, f"expert {name}", other.texts()):
-                    raise BundleError(difference, "all experts must share the base's tokenizer")
+                if difference := explain_difference("the base", texts, role, other.texts()):
+                    raise BundleError(difference, "all models must share the base's tokenizer")
 
     def _open_router(self) -> OnnxRouter:
         path = self.bundle.router_model()
@@ -194,11 +203,13 @@ class Engine:
         return router
 
     def expert(self, name: str) -> LogitSource:
-        """The source of the expert ``name``; its context is made at the first call."""
+        """The source of the expert ``name``, of ``base`` or ``large``; its context is made at the first call."""
+        if name == BASE:  # an expert may be just that
+            name = next((other for other in self.bundle.experts if other not in self.bundle.trained), BASE)
         if name not in self._sources:
-            table, artifact = self.bundle.manifest.experts[name], self.bundle.expert(name)
             model, adapter = self.base, None
-            if artifact and table.file:
+            artifact = self.bundle.large() if name == LARGE else None if name == BASE else self.bundle.expert(name)
+            if artifact and (name == LARGE or self.bundle.manifest.experts[name].file):
                 model = self._model(artifact.path)
             elif artifact:
                 adapter = self.base.load_adapter(artifact.path)

@@ -3,8 +3,8 @@
 The loop knows token ids and sources, nothing of text. At each step
 
 1. **draft**: the next tokens of each sequence are guessed, as far as :mod:`frcli.decode.draft` finds it worth its time;
-2. **route**: the router, where the policy needs it, reads what is new, and the policy chooses experts for each
-   position;
+2. **route**: the policy's drafter, the router under FusionRoute, reads what is new, and the policy chooses experts for
+   each position;
 3. **extend**: an expert reads all that it has not seen of its sequences, its catch-up and the window together, in one
    batch; each runs once at most, in the order in which positions need it, and not at all when the windows that want it
    have come to their end before;
@@ -24,12 +24,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from frcli.decode.draft import Pace
+from frcli.decode.evidence import PromptEvidence
 from frcli.decode.reading import Reader
 from frcli.decode.speculation import Speculation
 from frcli.decode.stopwatch import Stopwatch, Timings
 from frcli.decode.window import Continuation, TokenSampler, Window
 from frcli.errors import ContextError, FrcliError, UsageError
-from frcli.fusion.policy import Policy
+from frcli.fusion.policy import ROUTER, Policy
 from frcli.sources.source import LogitSource
 
 _WORTH_FORKING = 8  # tokens; fewer are read faster than another sequence's cache is copied
@@ -57,12 +58,12 @@ class Step:
 
 
 class Decoder:
-    """Writes sequences with the experts of a bundle under one policy.
+    """Writes sequences with the models of a bundle under one policy.
 
     ``width`` is the number of token ids that can be sampled: rows are cut to it, so a source may have a wider (padded)
-    vocabulary. ``expert(name)`` gives an expert's source, and is asked only when the expert is needed for the first
-    time. ``chunk`` is the number of prompt tokens read between two looks at ``cancelled``. ``drafts`` is how many
-    tokens are drafted at a time: 0 for none, None for as many as pay.
+    vocabulary. ``expert(name)`` gives the source of an expert or of another model than the router, and is asked only
+    when it is needed for the first time. ``chunk`` is the number of prompt tokens read between two looks at
+    ``cancelled``. ``drafts`` is how many tokens are drafted at a time: 0 for none, None for as many as pay.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Decoder:
         self._expert, self._is_end = expert, is_end
         self._running: dict[str, LogitSource] = {}
         self._history: dict[int, list[int]] = {}
+        self._drafts, self.policy = drafts, policy
+        self._policies: dict[int, Policy] = {}  # by sequence, for its prompt
         self._speculation = Speculation(Pace(drafts), is_end, width)
         self.use(policy, router, width)
 
@@ -88,7 +91,11 @@ class Decoder:
         """Decode under ``policy`` from the next token on; sources that it does not need keep what they have read."""
         if policy.needs_router and router is None:
             raise UsageError(f"the policy {policy.name} needs a router, and this bundle has none")
+        if policy.drafter != self.policy.drafter:  # another model costs and agrees differently
+            self._speculation.pace = Pace(self._drafts)
         self.policy, self._router, self.width = policy, router, width
+        self._policies.clear()
+        self._speculation.part = ROUTER if policy.drafter == ROUTER else "experts"
         self._speculation.width = width
 
     def begin(self, seq: int, prompt: Sequence[int], sampler: TokenSampler, most: int = 0) -> Continuation:
@@ -115,6 +122,7 @@ class Decoder:
                 source.rewind(seq, kept.get(seq, 0))
         continuation = Continuation(seq, list(prompt), sampler, most)
         self._history[seq] = continuation.tokens
+        self._policies.pop(seq, None)
         self._speculation.begin(seq)
         return continuation
 
@@ -136,11 +144,12 @@ class Decoder:
         ``cancelled()`` is true between two batches, and ``ModelError`` when a model fails.
         """
         reader = Reader(Stopwatch(), cancelled, self._chunk)
-        windows = [Window(continuation, self.context) for continuation in continuations]
-        router = self._router if self.policy.needs_router else None
-        drafts = self._speculation.draft(windows, router, reader)
+        windows = [Window(each, self._policy_of(each, reader), self.context) for each in continuations]
+        drafter = self._source(self.policy.drafter) if self.policy.drafter is not None else None
+        drafts = self._speculation.draft(windows, drafter, reader)
         for window in windows:
-            window.chosen = [self.policy.choose(weights) for weights in window.weights]
+            window.chosen = [window.policy.choose(weights) for weights in window.weights]
+        self._speculation.pace.together = len(windows[0].chosen[0]) if windows else 1
         read: list[dict[str, int]] = [{} for _ in windows]
         while name := _most_wanted(windows):
             self._extend(name, windows, read, reader)
@@ -156,9 +165,22 @@ class Decoder:
         timings = reader.watch.share(max(1, sum(window.at for window in windows)))
         return [self._steps(window, counts, timings) for window, counts in zip(windows, read, strict=True)]
 
+    def _policy_of(self, continuation: Continuation, reader: Reader) -> Policy:
+        seq = continuation.seq
+        if seq not in self._policies:
+            evidence = PromptEvidence(continuation, self._source, self.width, reader)
+            self._policies[seq] = self.policy.for_prompt(evidence)
+        return self._policies[seq]
+
+    def _source(self, name: str) -> LogitSource:
+        if name == ROUTER:
+            assert self._router is not None  # use() has refused the policy otherwise
+            return self._router
+        return self._running.get(name) or self._start(name)
+
     def _extend(self, name: str, windows: Sequence[Window], read: Sequence[dict[str, int]], reader: Reader) -> None:
         """Run one expert for all windows that want it, now or at a later position."""
-        source = self._running.get(name) or self._start(name)
+        source = self._source(name)
         wanting, feeds = [], []
         for window, counts in zip(windows, read, strict=True):
             if window.open and (feed := window.feed(name, source.length(window.continuation.seq))):
@@ -177,7 +199,7 @@ class Decoder:
 
     def _decide(self, window: Window, watch: Stopwatch) -> None:
         continuation = window.continuation
-        row = self.policy.fuse(window.rows())
+        row = window.policy.fuse(window.rows())
         watch.lap("fuse")
         try:
             token = continuation.sampler.sample(row)

@@ -20,10 +20,10 @@ class Reader:
         self.watch, self._cancelled, self._chunk = watch, cancelled, chunk
         self.longest = 0  # tokens in the longest call so far
 
-    def read(self, source: LogitSource, feeds: Sequence[Feed], part: str, costs: CallCosts) -> list[Rows]:
+    def read(self, source: LogitSource, feeds: Sequence[Feed], part: str, costs: CallCosts | None) -> list[Rows]:
         """The rows of the feeds, all in one batch; what a feed has beyond a chunk is read before, chunk by chunk.
 
-        The time counts as ``part``, and the last call is noted in ``costs``. Raises ``Cancelled``.
+        The time counts as ``part``, and the last call is noted in ``costs`` if they are given. Raises ``Cancelled``.
         """
         rest = []
         for feed in feeds:
@@ -40,7 +40,9 @@ class Reader:
         rows = source.extend(rest)
         tokens = sum(len(feed.tokens) for feed in rest)
         self.longest = max(self.longest, tokens)
-        costs.observe(tokens, self.watch.lap(part))
+        spent = self.watch.lap(part)
+        if costs is not None:
+            costs.observe(tokens, spent)
         return rows
 
     def _look(self) -> None:

@@ -161,6 +161,11 @@ class Sampler:
                 api.llama_sampler_chain_add(self._chain, stage)  # the chain owns it from here on
         self._allocate()
 
+    @property
+    def plain(self) -> bool:
+        """Whether it takes the largest logit of each row, whatever came before."""
+        return self._chain is None and self._grammar is None
+
     def sample(self, logits: Logits) -> int:
         """Return the id of the next token for ``logits``, float32 [width], which is left as it is.
 

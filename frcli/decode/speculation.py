@@ -1,4 +1,7 @@
-"""The first half of a step: drafts for the windows, and the router's rows for every position that they make."""
+"""The first half of a step: drafts for the windows, and the drafter's rows for every position that they make.
+
+The drafter is the source that the policy wants at every position before the others, the router under FusionRoute.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,21 @@ from frcli.decode.draft import Pace, PromptLookup, confidence
 from frcli.decode.reading import Reader
 from frcli.decode.window import TokenSampler, Window
 from frcli.errors import FrcliError
+from frcli.fusion.policy import ROUTER
 from frcli.sources.source import Feed, LogitSource
 
 
 class Speculation:
-    """Drafts by lookup and by the router, as far as its :class:`~frcli.decode.draft.Pace` finds them worth their time.
+    """Drafts by lookup and by the policy's drafter, as far as its :class:`~frcli.decode.draft.Pace` finds them worth
+    their time.
 
-    What a lookup guesses the router reads in one call; where its own choice differs it corrects the guess, so that
-    experts only see drafts that the router would have made.
+    What a lookup guesses the drafter reads in one call; where its own choice differs it corrects the guess, so that
+    experts only see drafts that the drafter would have made.
     """
 
     def __init__(self, pace: Pace, is_end: Callable[[int], bool], width: int) -> None:
         self.pace, self.width = pace, width
+        self.part = ROUTER  # of the time, that the drafter's calls count as
         self._is_end = is_end
         self._lookups: dict[int, PromptLookup] = {}
 
@@ -28,83 +34,83 @@ class Speculation:
         """Another text is written in sequence ``seq`` from here on."""
         self._lookups[seq] = PromptLookup()
 
-    def draft(self, windows: Sequence[Window], router: LogitSource | None, reader: Reader) -> list[_Draft]:
-        """Fill the windows' drafts, router rows and weights; return what :meth:`learn` needs to see at the end."""
+    def draft(self, windows: Sequence[Window], drafter: LogitSource | None, reader: Reader) -> list[_Draft]:
+        """Fill the windows' drafts, drafter rows and weights; return what :meth:`learn` needs to see at the end."""
         drafts = [_Draft(window) for window in windows]
-        if not self.pace.off and (router is None or len(windows) == 1):
-            # The router reads guesses of several sequences one after the other: together, one token each is cheaper.
+        if not self.pace.off and (drafter is None or len(windows) == 1):
+            # The drafter reads guesses of several sequences one after the other: together, one token each is cheaper.
             for draft in drafts:
-                self._guess(draft, with_router=router is not None)
+                self._guess(draft, with_drafter=drafter is not None)
         reader.watch.lap("draft")
-        if router is None:
+        if drafter is None:
             for window, draft in zip(windows, drafts, strict=True):
                 window.drafts = list(draft.guesses)
                 window.weights = [None] * (len(window.drafts) + 1)
             return drafts
-        self._route(router, drafts, [draft.guesses for draft in drafts], reader)
+        self._read(drafter, drafts, [draft.guesses for draft in drafts], reader)
         if not self.pace.off and (drafts[0].guesses or not self.pace.resting):
-            self._draft_by_router(router, drafts, reader)
+            self._draft_on(drafter, drafts, reader)
         for draft in drafts:
             draft.cut()
         return drafts
 
-    def _guess(self, draft: _Draft, *, with_router: bool) -> None:
+    def _guess(self, draft: _Draft, *, with_drafter: bool) -> None:
         window = draft.window
         lookup = self._lookups[window.continuation.seq]
         draft.lookup, draft.match = lookup.guess(window.continuation.tokens, window.room)
         chance = self.pace.by_lookup.of(draft.match)
-        draft.guesses = draft.lookup[: self.pace.guesses(chance, len(draft.lookup), with_router=with_router)]
+        draft.guesses = draft.lookup[: self.pace.guesses(chance, len(draft.lookup), with_drafter=with_drafter)]
 
-    def _route(
-        self, router: LogitSource, drafts: Sequence[_Draft], guesses: Sequence[Sequence[int]], reader: Reader
+    def _read(
+        self, drafter: LogitSource, drafts: Sequence[_Draft], guesses: Sequence[Sequence[int]], reader: Reader
     ) -> None:
-        """Let the router read what it has not read, and ``guesses`` after it; its rows go to the windows."""
+        """Let the drafter read what it has not read, and ``guesses`` after it; its rows go to the windows."""
         feeds = []
         for draft, guessed in zip(drafts, guesses, strict=True):
             window = draft.window
-            seq, read = window.continuation.seq, router.length(window.continuation.seq)
+            seq, read = window.continuation.seq, drafter.length(window.continuation.seq)
             unread = [*window.behind(read, len(window.drafts)), *guessed]
             feeds.append(Feed(seq, unread, 1 + len(guessed)))
-        for draft, rows in zip(drafts, reader.read(router, feeds, "router", self.pace.router), strict=True):
+        for draft, rows in zip(drafts, reader.read(drafter, feeds, self.part, self.pace.drafter), strict=True):
             draft.has_row = True
-            draft.window.router += list(rows.logits[:, : self.width])
+            draft.window.drafted += list(rows.logits[:, : self.width])
             draft.window.weights += [None] * len(rows.logits) if rows.weights is None else list(rows.weights.copy())
 
-    def _draft_by_router(self, router: LogitSource, drafts: Sequence[_Draft], reader: Reader) -> None:
+    def _draft_on(self, drafter: LogitSource, drafts: Sequence[_Draft], reader: Reader) -> None:
         going = [draft for draft in drafts if draft.window.room]
         try:
             while going := [draft for draft in going if self._draft_one(draft, len(going))]:
                 if unread := [draft for draft in going if not draft.has_row]:
                     for draft in drafts:
                         draft.cut()
-                        # Rows are views of the router's memory, which it is about to use again.
-                        draft.window.router = [row if row.base is None else row.copy() for row in draft.window.router]
+                        # Rows are views of the drafter's memory, which it is about to use again.
+                        draft.window.drafted = [row if row.base is None else row.copy() for row in draft.window.drafted]
                     for draft in unread:
                         seq, n = draft.window.continuation.seq, draft.window.start + len(draft.window.drafts) - 1
-                        router.rewind(seq, min(n, router.length(seq)))
+                        drafter.rewind(seq, min(n, drafter.length(seq)))
                     reader.watch.lap("draft")
-                    self._route(router, unread, [()] * len(unread), reader)
+                    self._read(drafter, unread, [()] * len(unread), reader)
         finally:
             for draft in drafts:
                 draft.close()
             reader.watch.lap("draft")
 
     def _draft_one(self, draft: _Draft, sequences: int) -> bool:
-        """Add the router's next choice to the window's drafts, if that pays; False ends its drafting."""
+        """Add the drafter's next choice to the window's drafts, if that pays; False ends its drafting."""
         window = draft.window
         n = len(window.drafts)
         if n >= window.room:
             return False
-        row = window.router[n]
+        row = window.drafted[n]
         try:
             token = draft.sampler.sample(row)
         except FrcliError:  # the answer's own sampler will meet it, should the answer get there
             return False
         sure = confidence(row, token)
         draft.seen.append((token, sure))
-        draft.chance *= self.pace.by_router.of(sure)
+        draft.chance *= self.pace.by_drafter.of(sure)
         free = draft.guesses[:n] == window.drafts and n < len(draft.guesses) and draft.guesses[n] == token
-        if not self.pace.go_on(n, draft.chance, router=sequences, free=free):
+        if not self.pace.go_on(n, draft.chance, sharing=sequences, free=free):
             return False
         window.drafts.append(token)
         draft.has_row = free
@@ -126,7 +132,7 @@ class Speculation:
         for draft in drafts:
             written = draft.window.continuation.tokens[draft.window.start :]
             for token, (guess, sure) in zip(written, draft.seen, strict=False):
-                self.pace.by_router.observe(sure, token == guess)
+                self.pace.by_drafter.observe(sure, token == guess)
             for token, guess in zip(written, draft.lookup, strict=False):
                 self.pace.by_lookup.observe(draft.match, token == guess)
                 if token != guess:
@@ -141,7 +147,7 @@ class _Draft:
         self.lookup: Sequence[int] = ()  # what the text so far suggests, of which ``guesses`` are tried
         self.match = 0.0
         self.guesses: Sequence[int] = ()
-        self.seen: list[tuple[int, float]] = []  # the router's choice at each position, and how sure it was
+        self.seen: list[tuple[int, float]] = []  # the drafter's choice at each position, and how sure it was
         self.chance = 1.0  # that all drafts are accepted
         self.has_row = True
         self._sampler: TokenSampler | None = None
@@ -156,7 +162,7 @@ class _Draft:
     def cut(self) -> None:
         """Drop the rows that follow guesses which are no drafts."""
         known = len(self.window.drafts) + self.has_row
-        del self.window.router[known:], self.window.weights[known:]
+        del self.window.drafted[known:], self.window.weights[known:]
 
     def close(self) -> None:
         """Free the copy of the sampler."""

@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from frcli.errors import FrcliError
-from frcli.fusion.policy import ROUTER
+from frcli.fusion.policy import Policy
 from frcli.sources.source import Feed, Logits, Rows
 
 
 class TokenSampler(Protocol):
     """Chooses a token from a fused row; ``decode/sampler.py`` is the real one."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it takes the largest logit of each row, whatever came before."""
 
     def sample(self, logits: Logits) -> int:
         """A token id, given float32 [width]."""
@@ -63,18 +67,19 @@ class Window:
     """What is known of the next positions of a continuation while a step decides them.
 
     Position 0 follows the continuation's tokens, position j the first j ``drafts`` as well. ``room`` is the most drafts
-    that can have a place. ``weights`` has an entry for each position that can be decided, None without router.
+    that can have a place. ``drafted`` has the drafter's row for each position, where the policy has a drafter, and
+    ``weights`` an entry for each position that can be decided, None where the drafter is no router.
     """
 
-    def __init__(self, continuation: Continuation, context: int) -> None:
-        self.continuation = continuation
+    def __init__(self, continuation: Continuation, policy: Policy, context: int) -> None:
+        self.continuation, self.policy = continuation, policy
         self.start = len(continuation.tokens)
         left = context - self.start
         if continuation.most:
             left = min(left, continuation.most - continuation.written)
         self.room = max(0, left - 1)
         self.drafts: list[int] = []
-        self.router: list[Logits] = []
+        self.drafted: list[Logits] = []
         self.weights: list[Logits | None] = []
         self.chosen: list[tuple[str, ...]] = []
         self.at = 0  # the position that is decided next
@@ -106,10 +111,10 @@ class Window:
         return [name for name in self.chosen[self.at] if name not in self._rows]
 
     def rows(self) -> Mapping[str, Logits]:
-        """The rows that are fused at the next position, float32 [width] each, by expert and ``router``."""
+        """The rows that are fused at the next position, float32 [width] each, by source."""
         found = {name: self._rows[name][1][self.at - self._rows[name][0]] for name in self.chosen[self.at]}
-        if self.router:
-            found[ROUTER] = self.router[self.at]
+        if self.policy.drafter is not None:
+            found[self.policy.drafter] = self.drafted[self.at]
         return found
 
     def fail(self, error: FrcliError) -> None:

@@ -34,6 +34,9 @@ _RUN_COST = 3.5
 _TOKENS_PER_ROW = 256
 
 
+_HEADS = ("routing", "prompt_routing")  # outputs beside the logits: weights of the experts for a token, for an answer
+
+
 class OnnxRouter:
     """A router file as a :class:`~frcli.sources.source.LogitSource` whose rows carry routing weights.
 
@@ -55,7 +58,9 @@ class OnnxRouter:
             self.vocabulary: str = meta["frcli.vocabulary"]
             self._limit = int(meta["frcli.context"])
             layers, kv_heads, head_dim = (int(meta[f"frcli.{key}"]) for key in ("layers", "kv_heads", "head_dim"))
-            self._width = int(next(o for o in session.get_outputs() if o.name == "logits").shape[-1])
+            outputs = {output.name: output for output in session.get_outputs()}
+            self._width = int(outputs["logits"].shape[-1])
+            self._heads = [name for name in _HEADS if name in outputs]
         except (KeyError, ValueError, StopIteration, TypeError) as error:
             raise ModelError(
                 f"{path} lacks {error}", "make it again with frcli models pull or frcli convert router"
@@ -96,7 +101,7 @@ class OnnxRouter:
     def _reserve(self, rows: int) -> None:
         """Make room for ``rows`` rows, and one more for a run whose row nobody wants."""
         self._logits = np.empty((rows + 1, self._width), np.float32)
-        self._weights = np.empty((rows + 1, len(self.experts)), np.float32)
+        self._weights = {name: np.empty((rows + 1, len(self.experts)), np.float32) for name in self._heads}
         self._bound.clear()
 
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
@@ -126,8 +131,8 @@ class OnnxRouter:
                 firsts[index] = at
                 at += feeds[index].rows
         return [
-            Rows(self._logits[first : first + feed.rows], self._weights[first : first + feed.rows])
-            for first, feed in zip(firsts, feeds, strict=True)
+            Rows(self._logits[rows], *(self._weights[name][rows] if name in self._weights else None for name in _HEADS))
+            for rows in (slice(first, first + feed.rows) for first, feed in zip(firsts, feeds, strict=True))
         ]
 
     def _read(self, feed: Feed, at: int) -> None:
@@ -193,7 +198,8 @@ class OnnxRouter:
             _bind_in(binding, "input_ids", self._ids[: many * n].reshape(many, n))
             _bind_in(binding, "rows", self._picked[:rows])
             _bind_out(binding, "logits", self._logits[at : at + rows])
-            _bind_out(binding, "routing", self._weights[at : at + rows])
+            for name, weights in self._weights.items():
+                _bind_out(binding, name, weights[at : at + rows])
             self._bound[key] = n, rows, at
         return binding
 

@@ -1,8 +1,9 @@
-"""The routing head, fitted to its end on a router whose language model is trained.
+"""The routing heads, fitted to their end on a router whose language model is trained.
 
 Trained jointly, the head starts from nothing and sees as many steps as the language model, which starts from a good
 one; and domains with short answers hardly count in a sum over tokens. Given the hidden states, what is left is a small
-smooth problem in the head alone, which L-BFGS solves in seconds.
+smooth problem in the head alone, which L-BFGS solves in seconds. The head that chooses an expert for a whole answer is
+fitted in the same way, to the mean NLL of each answer at the last token of its prompt.
 """
 
 from __future__ import annotations

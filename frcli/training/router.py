@@ -157,7 +157,8 @@ def train_router(
     report: Callable[[Progress], None],
     report_scores: Callable[[str, int, int], None],
 ) -> Path:
-    """Train delta and routing head for ``experts`` (name -> PEFT adapter, or None for the base itself), in this order.
+    """Train delta, routing head and prompt head for ``experts`` (name -> PEFT adapter, or None for the base itself), in
+    this order.
 
     Returns the path of ``out``/router.safetensors, which ``convert router`` merges with the base. Scores of the experts
     and a checkpoint are kept in ``out`` until the end, so that a run that was cut off goes on.
@@ -196,12 +197,21 @@ def train_router(
     files = [base, *(adapter / WEIGHTS for adapter in experts.values() if adapter is not None)]
     run = fingerprint(files, examples, list(experts), rank, lam, schedule)
     fit([*router.parameters(), *head.parameters()], loss_of, examples, schedule, checkpoint, run, report)
+    states = answer_states(router, examples)
     routing = fit_head(
         head.weight.detach().numpy(),
-        answer_states(router, examples),
+        states,
         np.concatenate([score.nll for score in scores], axis=1),
         np.concatenate([score.disagree for score in scores]),
         np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples]),
+    )
+    first = np.cumsum([0, *(len(e.answer) for e in examples[:-1])])  # where the prompt's last token is read
+    prompt = fit_head(
+        np.zeros_like(routing),
+        states[first],
+        np.stack([score.nll.mean(axis=1) for score in scores], axis=1),
+        np.ones(len(examples), bool),
+        np.ones(len(examples), np.float32),
     )
     delta = {}
     for name, module in router.named_modules():
@@ -221,6 +231,7 @@ def train_router(
         scale=2.0,
         base_sha256=digest,
         calibration=calibration_tokens(examples, schedule.seed),
+        prompt=prompt,
     )
     checkpoint.unlink(missing_ok=True)
     return file

@@ -15,7 +15,7 @@ from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
 from frcli.decode.loop import Step
 from frcli.errors import ModelError
-from frcli.fusion.policy import FusionRoute
+from frcli.fusion.route import FusionRoute
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Feed
 

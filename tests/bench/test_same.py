@@ -15,7 +15,7 @@ from frcli.bench.same import compare, explain, first_difference
 from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
 from frcli.decode.sampler import Sampling
-from frcli.fusion.policy import FusionRoute
+from frcli.fusion.route import FusionRoute
 from frcli.sources.source import Feed
 
 PROMPT = [1, 20, 30, 40, 50, 60, 70]

@@ -12,7 +12,9 @@ from frcli.decode.loop import Decoder, Step
 from frcli.decode.reading import Cancelled
 from frcli.decode.window import Continuation
 from frcli.errors import ContextError, UsageError
-from frcli.fusion.policy import FusionRoute, OneExpert, Policy, UniformSum
+from frcli.fusion.mixture import UniformSum
+from frcli.fusion.policy import Policy
+from frcli.fusion.route import FusionRoute, OneExpert
 
 WIDTH, NAMES = 50, ("a", "b", "c")
 

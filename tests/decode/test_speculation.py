@@ -12,7 +12,9 @@ from frcli.decode.draft import MOST_DRAFTS
 from frcli.decode.loop import Decoder, Step
 from frcli.decode.sampler import Sampler, Sampling
 from frcli.decode.window import TokenSampler
-from frcli.fusion.policy import FusionRoute, OneExpert, Policy, UniformSum
+from frcli.fusion.mixture import UniformSum
+from frcli.fusion.policy import Policy
+from frcli.fusion.route import FusionRoute, OneExpert
 
 WIDTH, NAMES = 24, ("a", "b", "c")
 

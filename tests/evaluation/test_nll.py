@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import FakeSource, random_rows
 
-from frcli.evaluation.nll import Sums, log_normalizer, score, score_all, token_nll
+from frcli.evaluation.nll import Sums, Systems, log_normalizer, score, score_all, token_nll
 from frcli.examples import Encoded
 
 WIDTH = 20
@@ -31,7 +31,10 @@ def test_score_agrees_with_the_formula_token_by_token(block: int) -> None:
     makers = {"a": random_rows(WIDTH, 0), "b": random_rows(WIDTH, 1)}
     router, weights = random_rows(WIDTH, 2), random_rows(2, 3)
     experts = {name: FakeSource(WIDTH, make) for name, make in makers.items()}
-    sums = score(example, experts, FakeSource(WIDTH, router, weights=weights), [0.0, 0.5, 1.0], WIDTH, block)
+    sums = score(
+        example,
+        Systems(experts, FakeSource(WIDTH, router, weights=weights), WIDTH, gammas=[0.0, 0.5, 1.0], block=block),
+    )
 
     def nll(row: np.ndarray, token: int) -> float:
         odds = np.exp(row.astype(np.float64))
@@ -54,9 +57,9 @@ def test_score_agrees_with_the_formula_token_by_token(block: int) -> None:
 def test_sources_are_reused_from_example_to_example() -> None:
     expert = FakeSource(WIDTH, random_rows(WIDTH, 0))
     one, two = Encoded([1, 2], [3, 4]), Encoded([5], [6])
-    total = score_all([one, two], {"a": expert}, None, [], WIDTH)
+    total = score_all([one, two], Systems({"a": expert}, None, WIDTH))
     apart = Sums()
     for example in (one, two):
-        apart.add(score(example, {"a": FakeSource(WIDTH, random_rows(WIDTH, 0))}, None, [], WIDTH))
+        apart.add(score(example, Systems({"a": FakeSource(WIDTH, random_rows(WIDTH, 0))}, None, WIDTH)))
     assert total == apart
     assert total.mean("a") == pytest.approx(total.nll["a"] / 3)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from frcli.errors import UsageError
-from frcli.fusion.policy import FusionRoute, OneExpert, UniformSum, make_policy
+from frcli.fusion.mixture import UniformSum
+from frcli.fusion.registry import make_policy
+from frcli.fusion.route import FusionRoute, OneExpert, PromptRouter
 
 
 def row(*values: float) -> np.ndarray:
@@ -90,9 +92,27 @@ def test_what_cannot_be_served_is_refused_with_the_word_that_matters(
     name: str, gamma: float, has_router: bool, word: str
 ) -> None:
     with pytest.raises(UsageError, match=word):
-        make_policy(name, ["a", "b"], gamma=gamma, sharp=False, has_router=has_router)
+        make_policy(name, ["a", "b"], gamma=gamma, sharp=False, roles={"router"} if has_router else set())
 
 
 def test_names_are_the_users_own() -> None:
     for name in ("fusionroute", "sum", "expert:b"):
-        assert make_policy(name, ["a", "b"], gamma=1, sharp=False, has_router=True).name == name
+        assert make_policy(name, ["a", "b"], gamma=1, sharp=False, roles={"router"}).name == name
+
+
+def test_a_prompt_router_chooses_once() -> None:
+    class Known:
+        greedy = True
+
+        def nll(self, source: str) -> float:
+            raise AssertionError("not asked for")
+
+        def routing(self) -> np.ndarray:
+            return row(0.1, 3.0, 3.0)
+
+    policy = PromptRouter(("a", "b", "c")).for_prompt(Known())
+    z = row(1, 2)
+    assert (policy.choose(None), policy.fuse({"b": z}) is z) == (("b",), True)
+    assert (policy.needs_router, policy.drafter, policy.name) == (True, None, "prompt-router")
+    with pytest.raises(UsageError, match="one weight for each expert"):
+        PromptRouter(("a", "b")).for_prompt(Known())

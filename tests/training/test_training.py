@@ -205,8 +205,9 @@ def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(base
     for example in EXAMPLES:
         router.rewind(0, 0)
         rows = router.extend([Feed(0, [*example.prompt, *example.answer[:-1]], len(example.answer))])[0]
-        assert rows.weights is not None
+        assert rows.weights is not None and rows.prompt_weights is not None
         chosen += rows.weights.argmax(axis=1).tolist()
+        assert rows.prompt_weights[0].argmax() == 1
     assert np.mean(chosen) > 0.8  # the taught expert knows these answers, the base does not
 
 

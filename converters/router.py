@@ -46,8 +46,8 @@ def convert_router(
     model, without a routing output; if the trained part holds texts for calibration, int4 is quantized for them.
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
     router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
-    the metadata. With ``check`` the source is evaluated
-    by :mod:`converters.reference` on the same tokens; without it the result is None.
+    the metadata. With ``check`` the source is evaluated by :mod:`converters.reference` on the same tokens; without it
+    the result is None.
 
     Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
     trained ones, ``UsageError`` for an unknown precision or an impossible context, ``OutputError`` if the result exists

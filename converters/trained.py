@@ -44,8 +44,7 @@ class Trained:
 
     ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
     hidden state after the final norm; row i belongs to ``experts[i]``, and so it is with ``prompt``, if there is one.
-    ``calibration`` int32 [sequences, length] holds
-    the ids of texts to quantize for, if there are any.
+    ``calibration`` int32 [sequences, length] holds the ids of texts to quantize for, if there are any.
     """
 
     delta: Mapping[str, Lora]

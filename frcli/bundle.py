@@ -61,16 +61,10 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BaseTable(_Table):
-    """``[base]``: the GGUF file that LoRA experts share, whose vocabulary is the bundle's."""
-
-    file: InsidePath
-    source: str | None = None
-    sha256: Sha256 | None = None
-
-
-class LargeTable(_Table):
-    """``[large]``: the GGUF file of a larger model that the base and its experts can steer."""
+class ModelTable(_Table):
+    """``[base]``: the GGUF file that LoRA experts share, whose vocabulary is the bundle's; or ``[large]``: that of a
+    larger model, which the base and its experts can steer.
+    """
 
     file: InsidePath
     source: str | None = None
@@ -130,10 +124,10 @@ class Manifest(_Table):
     description: str = ""
     license: str = ""
     vocabulary: Sha256 | None = None
-    base: BaseTable
+    base: ModelTable
     experts: dict[ExpertName, ExpertTable] = Field(min_length=1)
     router: RouterTable | None = None
-    large: LargeTable | None = None
+    large: ModelTable | None = None
     defaults: DefaultsTable = DefaultsTable()
 
 

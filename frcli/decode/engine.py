@@ -208,11 +208,13 @@ class Engine:
             name = next((other for other in self.bundle.experts if other not in self.bundle.trained), BASE)
         if name not in self._sources:
             model, adapter = self.base, None
-            artifact = self.bundle.large() if name == LARGE else None if name == BASE else self.bundle.expert(name)
-            if artifact and (name == LARGE or self.bundle.manifest.experts[name].file):
-                model = self._model(artifact.path)
-            elif artifact:
-                adapter = self.base.load_adapter(artifact.path)
+            if name == LARGE and (large := self.bundle.large()):
+                model = self._model(large.path)
+            elif name != BASE and (artifact := self.bundle.expert(name)):
+                if self.bundle.manifest.experts[name].file:
+                    model = self._model(artifact.path)
+                else:
+                    adapter = self.base.load_adapter(artifact.path)
             self._sources[name] = LlamaSource(
                 model,
                 context=self.context,

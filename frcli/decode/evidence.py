@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from frcli.decode.reading import Reader
 from frcli.decode.window import Continuation
 from frcli.errors import UsageError
+from frcli.fusion.likelihood import token_nll
 from frcli.fusion.policy import ROUTER
 from frcli.sources.source import Feed, Logits, LogitSource, Rows
 
@@ -42,10 +41,7 @@ class PromptEvidence:
         for start in range(0, len(tokens) - 1, _BLOCK):
             block = tokens[start : min(start + _BLOCK, len(tokens) - 1)]
             rows = self._read(model, source, Feed(seq, block, len(block))).logits[:, : self._width]
-            wanted = tokens[start + 1 : start + 1 + len(block)]
-            best = rows.max(axis=1)
-            total += float((np.log(np.exp(rows - best[:, None]).sum(axis=1)) + best).sum())
-            total -= float(rows[np.arange(len(block)), wanted].sum())
+            total += float(token_nll(rows, tokens[start + 1 : start + 1 + len(block)]).sum())
         return total / (len(tokens) - 1)
 
     def routing(self) -> Logits:

@@ -18,22 +18,10 @@ from frcli.decode.stopwatch import Stopwatch
 from frcli.decode.window import Continuation
 from frcli.errors import ModelError
 from frcli.examples import Encoded
+from frcli.fusion.likelihood import token_nll
 from frcli.fusion.policy import ROUTER, Policy
 from frcli.fusion.route import FusionRoute
 from frcli.sources.source import Feed, Logits, LogitSource
-
-
-def log_normalizer(rows: Logits) -> Logits:
-    """``log sum_v exp(z_v)`` of each row: float32 [rows] from float32 [rows, width]."""
-    top = rows.max(axis=1, keepdims=True)
-    total: Logits = np.log(np.exp(rows - top).sum(axis=1)) + top[:, 0]
-    return total
-
-
-def token_nll(rows: Logits, tokens: Sequence[int]) -> Logits:
-    """NLL in nats of ``tokens[i]`` under ``softmax(rows[i])``: float32 [rows]."""
-    picked: Logits = rows[np.arange(len(tokens)), np.asarray(tokens)]
-    return log_normalizer(rows) - picked
 
 
 @dataclass(slots=True)

@@ -136,8 +136,8 @@ def _dlf(request: Request) -> Policy:
 def _contrast(request: Request) -> Policy:
     request.accept("alpha", "weaker")
     weaker = request.settings.get("weaker", BASE)
-    if weaker != BASE and weaker not in request.experts:
-        raise UsageError(f"there is no expert {weaker!r}", f"the experts are {', '.join(request.experts)}")
+    if weaker != BASE:
+        _check_expert(weaker, request.experts)
     if request.one() == weaker or (weaker == BASE and request.one() not in request.trained):
         raise UsageError(f"contrast:{request.one()} contrasts a model with itself", "name another expert")
     return Contrast(request.one(), weaker, request.number("alpha", 0.1, 1e-6, 1.0))
@@ -176,9 +176,8 @@ def make_policy(
             f"gamma is {gamma}", "it is a number from 0 (the expert alone) to 1 (as in the paper), 16 at the most"
         )
     name, named, settings = _parse(text)
-    for expert in named:
-        if expert and expert not in experts:
-            raise UsageError(f"there is no expert {expert!r}", f"the experts are {', '.join(experts)}")
+    for expert in filter(None, named):
+        _check_expert(expert, experts)
     maker = OWN.get(name) or _added(name) if all(named) else None
     if maker is None:
         names = [*OWN, *(point.name for point in entry_points(group=GROUP))]
@@ -186,6 +185,11 @@ def make_policy(
     own = tuple(experts)
     request = Request(name, own, own if trained is None else tuple(trained), roles, named, settings, gamma, sharp)
     return maker(request)
+
+
+def _check_expert(name: str, experts: Sequence[str]) -> None:
+    if name not in experts:
+        raise UsageError(f"there is no expert {name!r}", f"the experts are {', '.join(experts)}")
 
 
 def _parse(text: str) -> tuple[str, tuple[str, ...], dict[str, str]]:

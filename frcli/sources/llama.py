@@ -361,11 +361,10 @@ class LlamaSource:
         self._lengths[seq] = length
 
     def fork(self, src: int, dst: int) -> None:
-        """Make ``dst`` a copy of ``src``'s prefix; the next ``extend`` copies all ``context`` cells."""
+        """Make ``dst`` a copy of ``src``'s prefix; the two share its cells."""
         if self._checked(src) == self._checked(dst):
             return
         self.rewind(dst, 0)
-        # Only whole: asked to copy a part of one cache into another, llama.cpp aborts the process.
         self._lib.llama_memory_seq_cp(self._memory, src, dst, -1, -1)
         self._lengths[dst] = self._lengths[src]
 

@@ -18,7 +18,7 @@ from frcli.decode.engine import Engine, Options
 from frcli.decode.loop import Step
 from frcli.decode.sampler import Sampling
 from frcli.errors import UsageError
-from frcli.evaluation.nll import token_nll
+from frcli.fusion.likelihood import token_nll
 from frcli.fusion.mixture import PackLLM
 from frcli.fusion.policy import ROUTER
 from frcli.sources.source import Feed

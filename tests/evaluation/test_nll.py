@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from fakes import FakeSource, random_rows
 
-from frcli.evaluation.nll import Sums, Systems, log_normalizer, score, score_all, token_nll
+from frcli.evaluation.nll import Sums, Systems, score, score_all
 from frcli.examples import Encoded
+from frcli.fusion.likelihood import log_normalizer, token_nll
 
 WIDTH = 20
 

@@ -167,15 +167,13 @@ def test_more_sequences_than_rows_and_than_a_batch(model: LlamaModel) -> None:
 
 
 def test_forked_sequences_grow_to_their_ends(model: LlamaModel) -> None:
-    """llama.cpp makes caches of a multiple of 256 cells: here its last cell is ours, too. To copy a part of a cache
-    would abort the process.
-    """
+    """llama.cpp makes caches of a multiple of 256 cells: here its last cell is ours, too."""
     many = source(model, context=256, sequences=3)
     many.fork(0, 1)
     many.extend([Feed(0, TOKENS, 0), Feed(1, [1, 2, 3], 0)])
     many.rewind(0, 7)
     many.fork(0, 2)
-    many.rewind(0, 5)  # the copy is made by the next call, and must still be that of seven tokens
+    many.rewind(0, 5)  # the copy must still be that of seven tokens
     a, b = many.extend([Feed(0, [20]), Feed(2, [21])])
     close(a.logits, rows_of(model, [*TOKENS[:5], 20])[-1:])
     close(b.logits, rows_of(model, [*TOKENS[:7], 21])[-1:])

@@ -20,8 +20,9 @@ class Answer:
     """A finished answer.
 
     ``finish_reason`` is ``eos``, ``stop`` (a stop string), ``length`` (max tokens), ``context`` (the context is full)
-    or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write. Times are in seconds:
-    ``first_token`` from the start to the first token, ``seconds`` in all.
+    or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write, and ``calls`` the calls
+    of models that the answer took part in. Times are in seconds: ``first_token`` from the start to the first token,
+    ``seconds`` in all.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Answer:
     spans: tuple[Span, ...] = ()
     first_token: float = 0.0
     seconds: float = 0.0
+    calls: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,7 +53,7 @@ class Transcript:
         self._stream = TextStream(stops)
         self._spans: list[Span] = []
         self._experts: Counter[str] = Counter()
-        self._written, self._first = 0, 0.0
+        self._written, self._calls, self._first = 0, 0, 0.0
         self._began = time.perf_counter()
         self._reason = "cancelled"
 
@@ -63,6 +65,7 @@ class Transcript:
     def push(self, step: Step) -> Sequence[Span]:
         """Take the next step; return the text that is finished by it."""
         self._written += 1
+        self._calls += step.calls
         self._first = self._first or time.perf_counter() - self._began
         self._experts.update(step.experts)
         tag = step.experts[0] if len(step.experts) == 1 else ALL
@@ -91,6 +94,7 @@ class Transcript:
             tuple(self._spans),
             self._first,
             time.perf_counter() - self._began,
+            self._calls,
         )
 
 

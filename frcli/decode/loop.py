@@ -43,8 +43,8 @@ class Step:
     ``experts`` are the experts whose rows it came from, ``weights`` the router's raw weights by expert (None without
     router), ``read`` the tokens that its expert was behind when the window began, and this one (1 when it was not
     behind, or has caught up for another token of the window). ``proposed`` is how many drafts the window had that this
-    token begins, 0 for its other tokens, and ``drafted`` whether the token was one of them. ``finish`` is set on the
-    last step: ``eos``, ``length`` or ``context``.
+    token begins, and ``calls`` how many calls of models it took part in, 0 for its other tokens; ``drafted`` is whether
+    the token was one of the drafts. ``finish`` is set on the last step: ``eos``, ``length`` or ``context``.
     """
 
     token: int
@@ -55,6 +55,7 @@ class Step:
     proposed: int = 0
     drafted: bool = False
     finish: str | None = None
+    calls: int = 1
 
 
 class Decoder:
@@ -98,11 +99,13 @@ class Decoder:
         self._speculation.part = ROUTER if policy.drafter == ROUTER else "experts"
         self._speculation.width = width
 
-    def begin(self, seq: int, prompt: Sequence[int], sampler: TokenSampler, most: int = 0) -> Continuation:
+    def begin(
+        self, seq: int, prompt: Sequence[int], sampler: TokenSampler, most: int = 0, forced: Sequence[int] = ()
+    ) -> Continuation:
         """Start an answer to ``prompt`` in sequence ``seq``; what its sources have read of the same prefix is kept.
 
-        ``most`` is its number of tokens at most, 0 for no limit. Raises ``UsageError`` for an empty prompt and
-        ``ContextError`` for one that leaves no room for an answer.
+        ``most`` is its number of tokens at most, 0 for no limit, ``forced`` what it must be, if that is known. Raises
+        ``UsageError`` for an empty prompt and ``ContextError`` for one that leaves no room for an answer.
         """
         if not prompt:
             raise UsageError("the prompt is empty", "write something")
@@ -120,7 +123,7 @@ class Decoder:
                 source.rewind(seq, kept[best])
             else:
                 source.rewind(seq, kept.get(seq, 0))
-        continuation = Continuation(seq, list(prompt), sampler, most)
+        continuation = Continuation(seq, list(prompt), sampler, most, forced=forced)
         self._history[seq] = continuation.tokens
         self._policies.pop(seq, None)
         self._speculation.begin(seq)
@@ -140,13 +143,18 @@ class Decoder:
     ) -> list[list[Step]]:
         """The next tokens of each continuation, one or more, accepted by its sampler and appended to its tokens.
 
-        A continuation whose sampler finds no token gets its ``error`` set instead. Raises ``Cancelled`` when
-        ``cancelled()`` is true between two batches, and ``ModelError`` when a model fails.
+        Either all continuations are forced or none is. A continuation whose sampler finds no token gets its ``error``
+        set instead. Raises ``Cancelled`` when ``cancelled()`` is true between two batches, and ``ModelError`` when a
+        model fails.
         """
         reader = Reader(Stopwatch(), cancelled, self._chunk)
         windows = [Window(each, self._policy_of(each, reader), self.context) for each in continuations]
         drafter = self._source(self.policy.drafter) if self.policy.drafter is not None else None
-        drafts = self._speculation.draft(windows, drafter, reader)
+        forced = any(each.forced for each in continuations)
+        if forced:
+            self._speculation.force(windows, drafter, reader)
+        else:
+            drafts = self._speculation.draft(windows, drafter, reader)
         for window in windows:
             window.chosen = [window.policy.choose(weights) for weights in window.weights]
         self._speculation.pace.together = len(windows[0].chosen[0]) if windows else 1
@@ -161,7 +169,8 @@ class Decoder:
                 seq, end = window.continuation.seq, len(window.continuation.tokens) - 1
                 if source.length(seq) > end:
                     source.rewind(seq, end)
-        self._speculation.learn(drafts, reader)
+        if not forced:
+            self._speculation.learn(drafts, reader)
         timings = reader.watch.share(max(1, sum(window.at for window in windows)))
         return [self._steps(window, counts, timings) for window, counts in zip(windows, read, strict=True)]
 
@@ -186,6 +195,7 @@ class Decoder:
             if window.open and (feed := window.feed(name, source.length(window.continuation.seq))):
                 wanting.append(window)
                 feeds.append(feed)
+                window.calls += 1
                 counts[name] = window.start - source.length(window.continuation.seq)
         rows = reader.read(source, feeds, "experts", self._speculation.pace.experts)
         for window, got in zip(wanting, rows, strict=True):
@@ -225,6 +235,7 @@ class Decoder:
                     len(window.drafts) if j == 0 else 0,
                     j < window.accepted,
                     window.continuation.finish(self._is_end(token), self.context) if j + 1 == len(tokens) else None,
+                    window.calls if j == 0 else 0,
                 )
             )
         return steps

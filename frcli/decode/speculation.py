@@ -15,6 +15,8 @@ from frcli.errors import FrcliError
 from frcli.fusion.policy import ROUTER
 from frcli.sources.source import Feed, LogitSource
 
+_FORCED = 64  # forced tokens in one window: whole rows of logits are kept for each
+
 
 class Speculation:
     """Drafts by lookup and by the policy's drafter, as far as its :class:`~frcli.decode.draft.Pace` finds them worth
@@ -54,6 +56,20 @@ class Speculation:
             draft.cut()
         return drafts
 
+    def force(self, windows: Sequence[Window], drafter: LogitSource | None, reader: Reader) -> None:
+        """Make drafts of the tokens that the windows' continuations are forced to go on with, as many as have room."""
+        drafts = [_Draft(window) for window in windows]
+        known = []
+        for window in windows:
+            continuation = window.continuation
+            known.append(continuation.forced[continuation.written :][: min(window.room, _FORCED - 1)])
+        if drafter is not None:
+            self._read(drafter, drafts, known, reader)
+        for window, forced in zip(windows, known, strict=True):
+            window.drafts = list(forced)
+            if drafter is None:
+                window.weights = [None] * (len(forced) + 1)
+
     def _guess(self, draft: _Draft, *, with_drafter: bool) -> None:
         window = draft.window
         lookup = self._lookups[window.continuation.seq]
@@ -73,6 +89,7 @@ class Speculation:
             feeds.append(Feed(seq, unread, 1 + len(guessed)))
         for draft, rows in zip(drafts, reader.read(drafter, feeds, self.part, self.pace.drafter), strict=True):
             draft.has_row = True
+            draft.window.calls += 1
             draft.window.drafted += list(rows.logits[:, : self.width])
             draft.window.weights += [None] * len(rows.logits) if rows.weights is None else list(rows.weights.copy())
 

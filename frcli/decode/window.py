@@ -36,7 +36,8 @@ class Continuation:
     """A sequence that is being written: its tokens so far (the prompt first) and the sampler that continues it.
 
     ``most`` is the number of tokens after which the answer ends, 0 for no such limit. ``error`` is why it cannot be
-    continued, such as a grammar that allows no token.
+    continued, such as a grammar that allows no token. ``forced`` are the tokens that the text goes on with whatever the
+    models say, so that only their probability is asked for; its sampler must give them.
     """
 
     seq: int
@@ -44,6 +45,7 @@ class Continuation:
     sampler: TokenSampler
     most: int = 0
     error: FrcliError | None = None
+    forced: Sequence[int] = ()
     prompt_length: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ class Window:
 
     Position 0 follows the continuation's tokens, position j the first j ``drafts`` as well. ``room`` is the most drafts
     that can have a place. ``drafted`` has the drafter's row for each position, where the policy has a drafter, and
-    ``weights`` an entry for each position that can be decided, None where the drafter is no router.
+    ``weights`` an entry for each position that can be decided, None where the drafter is no router. ``calls`` counts
+    the calls of models that the window took part in.
     """
 
     def __init__(self, continuation: Continuation, policy: Policy, context: int) -> None:
@@ -84,6 +87,7 @@ class Window:
         self.chosen: list[tuple[str, ...]] = []
         self.at = 0  # the position that is decided next
         self.accepted = 0  # drafts that were right: always the first ones
+        self.calls = 0
         self.open = True
         self._rows: dict[str, tuple[int, Logits]] = {}  # by expert: position of the first row, and rows
 

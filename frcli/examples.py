@@ -48,20 +48,25 @@ def read_examples(spec: str) -> list[Example]:
 
     Raises ``DataError`` naming file and line for a row that is not JSON or of no known shape.
     """
+    return [example_of(row, where) for row, where in read_rows(spec)]
+
+
+def read_rows(spec: str) -> list[tuple[dict[str, Any], str]]:
+    """The rows as they are, and where each stands (``FILE:LINE``); raises ``DataError`` for one that is no JSON object."""
     path, start, stop = _bounds(spec)
-    examples = []
+    rows = []
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines):
                 if stop is not None and number >= stop:
                     break
                 if number >= start and line.strip():
-                    examples.append(_example(line, f"{path}:{number + 1}"))
+                    rows.append((_row(line, f"{path}:{number + 1}"), f"{path}:{number + 1}"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}", "give a file of JSON lines") from None
-    if not examples:
+    if not rows:
         raise DataError(f"{spec} holds no rows", "look at the numbers behind the @")
-    return examples
+    return rows
 
 
 def _bounds(spec: str) -> tuple[str, int, int | None]:
@@ -71,18 +76,24 @@ def _bounds(spec: str) -> tuple[str, int, int | None]:
     return match[1], int(match[2] or 0), int(match[3]) if match[3] else None
 
 
-def _example(line: str, where: str) -> Example:
+def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
         raise DataError(f"{where} is not JSON: {error}") from None
-    if isinstance(row, dict):
-        for keys, make in _SHAPES:
-            if keys <= row.keys():
-                try:
-                    return make(row)
-                except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError, StopIteration) as error:
-                    raise DataError(f"{where} has a value that does not fit its shape: {error!r}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is not a JSON object", "give one object a line")
+    return row
+
+
+def example_of(row: dict[str, Any], where: str) -> Example:
+    """The example that a row is; raises ``DataError`` with ``where`` for one of no known shape."""
+    for keys, make in _SHAPES:
+        if keys <= row.keys():
+            try:
+                return make(row)
+            except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError, StopIteration) as error:
+                raise DataError(f"{where} has a value that does not fit its shape: {error!r}") from None
     raise DataError(
         f"{where} has no known shape", f"the shapes are: {', '.join('+'.join(sorted(k)) for k, _ in _SHAPES)}"
     )

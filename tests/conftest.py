@@ -18,6 +18,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, or under ``FRCLI_TEST_ALL`` fail, a test whose requirement is missing."""
     if item.get_closest_marker("train") and importlib.util.find_spec("torch") is None:
         _missing("needs the train extra (torch): make test-all installs it")
+    if item.get_closest_marker("eval") and importlib.util.find_spec("lm_eval") is None:
+        _missing("needs the eval extra (lm-eval): make test-all installs it")
     if item.get_closest_marker("bundle") and not _bundle_is_here():
         _missing("needs the shipped bundle: frcli models pull smollm2-quartet")
 

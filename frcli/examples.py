@@ -52,7 +52,9 @@ def read_examples(spec: str) -> list[Example]:
 
 
 def read_rows(spec: str) -> list[tuple[dict[str, Any], str]]:
-    """The rows as they are, and where each stands (``FILE:LINE``); raises ``DataError`` for one that is no JSON object."""
+    """The rows as they are, and where each stands (``FILE:LINE``), of the same PATH; raises ``DataError`` for what is
+    no JSON object.
+    """
     path, start, stop = _bounds(spec)
     rows = []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,16 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from frcli.bundle import DEFAULT_BUNDLE
+from frcli.cli.options import Force
 
 if TYPE_CHECKING:
     from frcli.evaluation.nll import Sums
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle on answers that are known.")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep ``nll`` a command of its own: typer would fold a single command into the group."""
 
 
 @app.command("nll")
@@ -48,7 +45,7 @@ def nll(
     ] = 1024,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers to this JSON file, too.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Force = False,
 ) -> None:
     """Mean NLL per answer token (nats) of each expert, the router, the fused system and policies, as Markdown on
     stdout.
@@ -103,6 +100,160 @@ def nll(
                     # After each file: an evaluation takes long and may be cut off.
                     save(json.dumps(document, indent=1) + "\n", out)
     write(table(document) + "\n")
+
+
+@app.command("compare")
+def compare_policies(
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task",
+            "-t",
+            metavar="NAME[=FILE]",
+            help="A task of ours (frcli eval tasks) or of lm-eval, and where its rows are; repeatable.",
+        ),
+    ],
+    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--policy",
+            metavar="POLICY",
+            help="A policy to compare; repeatable. Not given: the bundle's own and each expert alone.",
+            show_default=False,
+        ),
+    ] = None,
+    against: Annotated[
+        str, typer.Option(metavar="POLICY", help="Differences are from this one; the first if not given.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Items of each task, drawn by the seed; 0 for all.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the items, and the resamples of the intervals.")] = 0,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write to this file: .md, .json or .html by its name; repeatable. Not given: Markdown on stdout.",
+            show_default=False,
+        ),
+    ] = None,
+    ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
+    parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
+    draft: Annotated[str, typer.Option(metavar="N|auto|off", help="Tokens to draft at a time.")] = "off",
+    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
+    gpu_layers: Annotated[int, typer.Option(help="Layers to put on the GPU (untested).")] = 0,
+    force: Force = False,
+) -> None:
+    """Policies and single experts side by side on tasks, with the same items for all: scores and standard errors,
+    speed, and paired differences.
+
+    Answers are kept in OUT.part as they come: the same command goes on where it was cut off.
+    """
+    from frcli.bundle import read_bundle
+    from frcli.cli import ui
+    from frcli.cli.generate import sequences
+    from frcli.decode.engine import Engine, Options
+    from frcli.errors import Interrupted, OutputError, UsageError
+
+    outs = list(out or ())
+    for path in outs:
+        if path.suffix not in _WRITERS:
+            raise UsageError(f"{path} is none of {', '.join(_WRITERS)}", "its name says what is written to it")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists", "choose another name, or use --force to replace it")
+    names, files = _tasks(task)
+    at_once = sequences(parallel)
+    _need_harness()
+    from frcli.evaluation.comparison import Plan, compare
+    from frcli.evaluation.journal import Journal
+
+    opened = read_bundle(bundle)
+    own = opened.manifest.defaults.policy
+    policies = list(dict.fromkeys(policy or [own, *(f"expert:{name}" for name in opened.experts)]))
+    options = Options(
+        policy=policies[0],
+        context=ctx,
+        sequences=at_once,
+        max_rows=64,
+        threads=threads,
+        draft=draft,
+        gpu_layers=gpu_layers,
+    )
+    place = outs[0].with_name(f"{outs[0].name}.part") if outs else None
+    with ui.working(f"opening {opened.name}"):
+        engine = Engine(opened, options)
+    with engine, Journal(place) as journal, ui.Meter() as meter:
+        if len(journal):
+            ui.say(f"going on from {place}, which has {len(journal)} results")
+        try:
+            document = compare(
+                engine,
+                Plan(policies, names, files, limit, seed, against),
+                journal,
+                lambda system, done, items: meter(system, done, items, f"{done} of {items} items"),
+            )
+        except KeyboardInterrupt:
+            kept = f"{len(journal)} results are safe in {place}: the same command goes on" if place else ""
+            raise Interrupted("stopped", kept) from None
+    for path in outs:
+        ui.save(_WRITERS[path.suffix](document, opened.experts), path)
+    if not outs:
+        ui.write(_markdown(document, opened.experts))
+    if place is not None:
+        place.unlink(missing_ok=True)
+
+
+@app.command("tasks")
+def tasks() -> None:
+    """The names of our own tasks, and of tags that stand for several; lm-eval's are known, too: lm_eval ls tasks."""
+    from frcli.cli.ui import write
+
+    _need_harness()
+    from frcli.evaluation.comparison import known_tasks
+
+    write("".join(f"{name}\n" for name in known_tasks()))
+
+
+def _need_harness() -> None:
+    from importlib.util import find_spec
+
+    from frcli.errors import UsageError
+
+    if find_spec("lm_eval") is None:
+        raise UsageError("lm-evaluation-harness is not installed", "pip install 'frcli[eval]'")
+
+
+def _tasks(given: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Names of tasks in order, and the places that were given for some."""
+    from frcli.errors import UsageError
+
+    files = {}
+    for text in given:
+        name, separator, place = text.partition("=")
+        if not name or (separator and not place):
+            raise UsageError(f"--task {text} is not a task", "write NAME or NAME=FILE")
+        if place:
+            files[name] = place
+    return list(dict.fromkeys(text.partition("=")[0] for text in given)), files
+
+
+def _markdown(document: dict[str, Any], experts: Sequence[str]) -> str:
+    from frcli.evaluation.report import markdown
+
+    return markdown(document)
+
+
+def _json(document: dict[str, Any], experts: Sequence[str]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _html(document: dict[str, Any], experts: Sequence[str]) -> str:
+    from frcli.evaluation.page import page
+
+    return page(document, experts)
+
+
+_WRITERS = {".md": _markdown, ".json": _json, ".html": _html}
 
 
 def _numbers(text: str) -> list[float]:

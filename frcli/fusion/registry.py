@@ -89,9 +89,9 @@ Maker = Callable[[Request], Policy]
 
 
 def _fusionroute(request: Request) -> Policy:
-    request.accept(experts=False)
+    request.accept("gamma", experts=False)
     request.need(ROUTER)
-    return FusionRoute(request.experts, request.gamma, request.sharp)
+    return FusionRoute(request.experts, request.number("gamma", request.gamma, 0, 16), request.sharp)
 
 
 def _prompt_router(request: Request) -> Policy:

@@ -244,7 +244,7 @@ def _markdown(document: dict[str, Any], experts: Sequence[str]) -> str:
 
 
 def _json(document: dict[str, Any], experts: Sequence[str]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(document, ensure_ascii=False) + "\n"
 
 
 def _html(document: dict[str, Any], experts: Sequence[str]) -> str:

@@ -163,9 +163,10 @@ class _Recorder:
     ) -> None:
         self._engine, self._journal, self._chosen, self._report = engine, journal, chosen, report
         options = engine.options
-        # Everything that an answer depends on beside its prompt; drafts and company change near-ties and speed.
+        # Everything that an answer depends on beside its prompt, and drafts, which change its speed. How many are
+        # written at once changes near-ties only, and may differ from day to day as memory is free.
         files = [artifact.sha256 or str(artifact.path) for artifact in engine.bundle.artifacts()]
-        self._setting = [files, system, options.gamma, options.sharp, engine.context, options.draft, engine.sequences]
+        self._setting = [files, system, options.gamma, options.sharp, engine.context, options.draft]
         self._steps: dict[tuple[str, int], list[Step]] = {}
         self._done, self._last = 0, time.perf_counter()
         self.taken: dict[str, dict[str, float]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ALL = os.environ.get("FRCLI_TEST_ALL") == "1"
 
 
@@ -20,6 +22,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _missing("needs the train extra (torch): make test-all installs it")
     if item.get_closest_marker("eval") and importlib.util.find_spec("lm_eval") is None:
         _missing("needs the eval extra (lm-eval): make test-all installs it")
+    if item.get_closest_marker("browser") and not any(map(shutil.which, BROWSERS)):
+        _missing(f"needs one of {', '.join(BROWSERS)}")
     if item.get_closest_marker("bundle") and not _bundle_is_here():
         _missing("needs the shipped bundle: frcli models pull smollm2-quartet")
 

@@ -10,7 +10,7 @@ from frcli.evaluation.comparison import MEAN
 
 def short(task: str) -> str:
     """A task's name without our prefix."""
-    return task.removeprefix("frcli_").removeprefix("logiglue_")
+    return task.removeprefix("frcli_")
 
 
 def markdown(document: Mapping[str, Any]) -> str:

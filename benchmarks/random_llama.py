@@ -64,7 +64,7 @@ def write_models(folder: Path, expert: LlamaConfig, router: LlamaConfig, experts
         check_shape(shape)
     if expert.vocab != router.vocab:
         raise UsageError(f"the expert has {expert.vocab} tokens and the router {router.vocab}", "give them the same")
-    files = folder / f"expert-{_stem(expert)}.gguf", folder / f"router-{_stem(router)}.onnx"
+    files = folder / f"expert-{stem(expert)}.gguf", folder / f"router-{stem(router)}.onnx"
     needed = 0 if files[0].exists() else expert_bytes(expert)
     needed += 0 if files[1].exists() else router_bytes(router)
     if needed:
@@ -86,7 +86,8 @@ def write_models(folder: Path, expert: LlamaConfig, router: LlamaConfig, experts
     return files
 
 
-def _stem(shape: LlamaConfig) -> str:
+def stem(shape: LlamaConfig) -> str:
+    """Return what tells a shape's files from those of others."""
     heads = f"{shape.heads}q{shape.kv_heads}kv{shape.head_dim}"
     return f"{shape.layers}x{shape.hidden}-{heads}-{shape.intermediate}-v{shape.vocab}-c{shape.context}"
 

@@ -336,13 +336,13 @@ def _run(options: argparse.Namespace) -> None:
         model.close()
         router.close()
     result = report(seconds, settings)
-    text = json.dumps(_rounded(result), indent=1) + "\n"
+    text = json.dumps(rounded(result), indent=1) + "\n"
     if options.out:
-        _write(options.out, text)
+        write(options.out, text)
     else:
         print(text, end="")
     if options.plot:
-        _write(options.plot, plot(medians(seconds), result))
+        write(options.plot, plot(medians(seconds), result))
 
 
 def _changed(shape: LlamaConfig, text: str, vocab: int) -> LlamaConfig:
@@ -362,16 +362,16 @@ def _described(shape: LlamaConfig, file: Path, stored: str) -> dict[str, Any]:
     return {**sizes, "stored": stored, "file_bytes": file.stat().st_size}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Return ``value`` with its floats cut to six digits: what is measured is not known better."""
     if isinstance(value, dict):
-        return {key: _rounded(part) for key, part in value.items()}
+        return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_rounded(part) for part in value]
+        return [rounded(part) for part in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     with staging(path, force=True) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
 

@@ -138,7 +138,7 @@ def test_the_page_has_the_same_numbers() -> None:
         "2.00",
     ]
     assert rows[2] == ["expert:math", "0.250 ± 0.250", "0.500", "0.375", "0.500", "0.500", "", ""]
-    assert rows[4][:2] == ["expert:math", "-0.500 (-0.900 to -0.100)"]
+    assert rows[4][:2] == ["expert:math", "-0.500-0.900 to -0.100"]
 
 
 def test_each_token_says_its_expert_and_its_weights() -> None:

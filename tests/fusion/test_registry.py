@@ -11,6 +11,7 @@ from frcli.errors import UsageError
 from frcli.fusion.mixture import PackLLM, UniformSum, UnionOfTopK
 from frcli.fusion.policy import Policy
 from frcli.fusion.registry import make_policy
+from frcli.fusion.route import FusionRoute
 from frcli.fusion.steering import Contrast, DynamicLogitFusion, ProxyTuning
 
 EXPERTS = ("general", "math", "code")
@@ -87,3 +88,10 @@ def test_another_package_adds_a_policy(tmp_path: Path, monkeypatch: pytest.Monke
         made("broken")
     with pytest.raises(UsageError, match="the policies are .*contrast.*loud"):
         made("louder")
+
+
+def test_gamma_can_be_part_of_the_spelling() -> None:
+    assert made("fusionroute") == FusionRoute(EXPERTS, 0.5)
+    assert made("fusionroute,gamma=0.25") == FusionRoute(EXPERTS, 0.25)
+    with pytest.raises(UsageError, match="gamma is '17'"):
+        made("fusionroute,gamma=17")

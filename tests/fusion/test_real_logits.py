@@ -64,7 +64,7 @@ def test_skipping_changes_no_token_and_happens(rows: list[Mapping[str, Logits]])
 def test_a_large_model_that_is_the_base_becomes_the_expert(rows: list[Mapping[str, Logits]]) -> None:
     for row in rows:
         alpha, loss = best_alpha(row["base"], row["math"] - row["base"], shift(row["math"], row["base"]))
-        assert loss < 1e-6
+        assert loss < 1e-5  # alpha is found to within 1e-3
         got = moved(row["base"], row["math"] - row["base"], alpha)
         assert abs(shift(got, row["math"])[0]) < 1e-4
 

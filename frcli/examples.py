@@ -36,6 +36,15 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """One prompt, an answer that is right and one that is worse."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """An example as token ids: what the model is given, and what it should go on with, its end token last."""
 
@@ -49,6 +58,20 @@ def read_examples(spec: str) -> list[Example]:
     Raises ``DataError`` naming file and line for a row that is not JSON or of no known shape.
     """
     return [example_of(row, where) for row, where in read_rows(spec)]
+
+
+def read_pairs(spec: str) -> list[Pair]:
+    """The pairs of ``PATH`` or ``PATH@START:STOP``: rows of ``prompt``, ``chosen`` and ``rejected``, all texts.
+
+    Raises ``DataError`` naming file and line for any other row.
+    """
+    pairs = []
+    for row, where in read_rows(spec):
+        parts = [row.get(name) for name in ("prompt", "chosen", "rejected")]
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError(f"{where} is no pair", "rows of pairs have the texts prompt, chosen and rejected")
+        pairs.append(Pair(*map(str, parts)))
+    return pairs
 
 
 def read_rows(spec: str) -> list[tuple[dict[str, Any], str]]:
@@ -188,17 +211,36 @@ def encode_examples(
     The answer runs up to and including the end token that the template writes after it. Examples whose prompt alone
     reaches the limit are left out; ``DataError`` is raised when that leaves none.
     """
-    encoded = []
-    for example in examples:
-        messages = [{"role": "user", "content": example.prompt}]
-        head = template.render(messages)
-        whole = template.render([*messages, {"role": "assistant", "content": example.answer}], False)
-        if not whole.startswith(head):
-            raise DataError("the chat template does not go on from its own generation prompt", "use another template")
-        prompt = tokenizer.encode(head, special=True)
-        answer = tokenizer.encode(whole[len(head) :].rstrip("\n"), special=True)
-        if len(prompt) < limit:
-            encoded.append(Encoded(prompt, answer[: limit - len(prompt)]))
+    made = [_encoded(example, tokenizer, template, limit) for example in examples]
+    encoded = [each for each in made if each is not None]
     if not encoded:
         raise DataError(f"no prompt of {len(examples)} examples is shorter than {limit} tokens", "raise --max-length")
     return encoded
+
+
+def _encoded(example: Example, tokenizer: Tokenizer, template: ChatTemplate, limit: int) -> Encoded | None:
+    messages = [{"role": "user", "content": example.prompt}]
+    head = template.render(messages)
+    whole = template.render([*messages, {"role": "assistant", "content": example.answer}], False)
+    if not whole.startswith(head):
+        raise DataError("the chat template does not go on from its own generation prompt", "use another template")
+    prompt = tokenizer.encode(head, special=True)
+    answer = tokenizer.encode(whole[len(head) :].rstrip("\n"), special=True)
+    return Encoded(prompt, answer[: limit - len(prompt)]) if len(prompt) < limit else None
+
+
+def encode_pairs(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, template: ChatTemplate, limit: int
+) -> list[tuple[Encoded, Encoded]]:
+    """Both answers of each pair as :func:`encode_examples` makes them; pairs whose prompt is too long are left out."""
+    both = []
+    for pair in pairs:
+        right, wrong = (
+            _encoded(Example(pair.prompt, answer), tokenizer, template, limit)
+            for answer in (pair.chosen, pair.rejected)
+        )
+        if right is not None and wrong is not None:
+            both.append((right, wrong))
+    if not both:
+        raise DataError(f"no prompt of {len(pairs)} pairs is shorter than {limit} tokens", "raise --max-length")
+    return both

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frcli.errors import DataError
-from frcli.examples import Example, encode_examples, read_examples
+from frcli.examples import Example, Pair, encode_examples, read_examples, read_pairs
 
 
 def written(folder: Path, *rows: object) -> str:
@@ -77,7 +77,7 @@ def test_a_slice_counts_rows_as_python_does(tmp_path: Path) -> None:
     [
         ("{", "rows.jsonl:1 is not JSON"),
         ({"what": 1}, "rows.jsonl:1 has no known shape"),
-        ("[]", "no known shape"),
+        ("[]", "rows.jsonl:1 is not a JSON object"),
         ({"context": "", "question": "", "options": ["A) x"], "answer": "C"}, "rows.jsonl:1 has a value"),
         ({"question": 3, "answer": 4}, "rows.jsonl:1 has a value"),
         ({"prompt": 3, "answer": "4"}, "rows.jsonl:1 has a value"),
@@ -126,3 +126,11 @@ def test_long_answers_are_cut_and_long_prompts_left_out() -> None:
     assert [("".join(map(chr, e.prompt)), "".join(map(chr, e.answer))) for e in encoded] == [("u:hi|\na:", "an")]
     with pytest.raises(DataError, match="no prompt of 1 examples is shorter than 10 tokens"):
         encode_examples([Example("x" * 50, "a")], tool, tool, 10)
+
+
+def test_pairs_are_rows_of_three_texts(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": "right", "rejected": "wrong", "why": 1}]
+    assert read_pairs(written(tmp_path, *rows)) == [Pair("p", "right", "wrong")]
+    for bad in ({"prompt": "p", "chosen": "c"}, {"prompt": "p", "chosen": 1, "rejected": "r"}):
+        with pytest.raises(DataError, match="rows.jsonl:1 is no pair"):
+            read_pairs(written(tmp_path, bad))

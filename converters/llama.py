@@ -13,6 +13,7 @@ Outputs
     logits                  float32 [n, vocab]
     routing                 float32 [n, experts]   only with a routing head
     prompt_routing          float32 [n, experts]   only with a head for whole prompts
+    gate                    float32 [n, 1]   only with a gate: how much the logits count, 0 to 1
     present_key.i, present_value.i   as the past; bind the same memory to both
 
 A sequence's new tokens are written behind its first ``seqlens_k + 1 - tokens`` positions, so a smaller ``seqlens_k``
@@ -40,15 +41,17 @@ def build_llama(
     context: int,
     routing: NDArray[np.float32] | None = None,
     prompt: NDArray[np.float32] | None = None,
+    gate: NDArray[np.float32] | None = None,
 ) -> Graph:
     """Return the graph of the checkpoint; ``context`` is the number of positions that it can rotate.
 
     Matrices come from ``weights``, which decides on their precision, and norms from the checkpoint itself. ``routing``
     float32 [experts, hidden] adds the routing output: the head reads the hidden state after the final norm. ``prompt``
-    of the same shape adds another one.
+    of the same shape adds another one, and ``gate`` [1, hidden + 1], its last column a bias, the gate.
     """
     heads = {"routing": routing, "prompt_routing": prompt}
-    return _Llama(checkpoint, weights, context).build({name: head for name, head in heads.items() if head is not None})
+    chosen = {name: head for name, head in heads.items() if head is not None}
+    return _Llama(checkpoint, weights, context).build(chosen, gate)
 
 
 class _Llama:
@@ -60,7 +63,7 @@ class _Llama:
             for name, table in zip(("cos", "sin"), self.config.rotary(context), strict=True)
         )
 
-    def build(self, heads: Mapping[str, NDArray[np.float32]]) -> Graph:
+    def build(self, heads: Mapping[str, NDArray[np.float32]], gate: NDArray[np.float32] | None) -> Graph:
         graph, config = self.graph, self.config
         ids = graph.input("input_ids", np.int64, ["batch", "tokens"])
         rows = graph.input("rows", np.int64, ["n"])
@@ -92,6 +95,10 @@ class _Llama:
         for name, head in heads.items():
             graph.node("MatMul", [final, graph.weight(f"{name}.weight", head.T)], name)
             graph.output(name, np.float32, ["n", head.shape[0]])
+        if gate is not None:
+            raw = graph.node("MatMul", [final, graph.weight("gate.weight", gate[:, :-1].T)], "gate.raw")
+            moved = graph.node("Add", [raw, graph.weight("gate.bias", gate[0, -1:])], "gate.moved")
+            graph.output(graph.node("Sigmoid", [moved], "gate"), np.float32, ["n", 1])
         for layer in range(config.layers):
             for kind in ("key", "value"):
                 graph.output(f"present_{kind}.{layer}", np.float32, cache)

@@ -90,8 +90,8 @@ def convert_router(
             weights = calibrated(checkpoint, chosen, part.calibration)
         else:
             weights = rounded(checkpoint, chosen)
-        prompt = part.prompt if part else None
-        build_llama(checkpoint, weights, context, routing, prompt).save(folder / out.name, metadata, "frcli")
+        prompt, gate = (part.prompt, part.gate) if part else (None, None)
+        build_llama(checkpoint, weights, context, routing, prompt, gate).save(folder / out.name, metadata, "frcli")
         if not check:
             return None
         result = _check(base, checkpoint, folder / out.name, context, routing)

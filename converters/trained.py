@@ -6,12 +6,14 @@ The file (``router.safetensors``) holds
     delta.<module>.lora_B   [out, r]              float16 or float32
     routing.weight          [n_experts, hidden]   float32
     prompt.weight           [n_experts, hidden]   float32, optional
+    gate.weight             [1, hidden + 1]       float32, optional
     calibration             [sequences, length]   int32, optional
 
 where ``<module>`` is a Hugging Face module path such as ``model.layers.3.self_attn.q_proj``, and in its header the
 strings ``experts`` (JSON list of names, in the order of the rows of ``routing.weight``), ``scale`` (the decimal that B
 A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``prompt.weight`` is a
-head that chooses one expert for a whole answer, at the prompt's last token. ``calibration`` holds token ids of texts of
+head that chooses one expert for a whole answer, at the prompt's last token. ``gate.weight``, its last column a bias, is
+a head whose sigmoid weighs the router's logits token by token. ``calibration`` holds token ids of texts of
 the kind that the router will read; quantization to few bits minds what they need most.
 """
 
@@ -33,7 +35,7 @@ from frcli.errors import DataError, ModelError
 
 FILE_NAME = "router.safetensors"
 _PREFIX, _A, _B = "delta.", ".lora_A", ".lora_B"
-_ROUTING, _PROMPT, _CALIBRATION = "routing.weight", "prompt.weight", "calibration"
+_ROUTING, _PROMPT, _GATE, _CALIBRATION = "routing.weight", "prompt.weight", "gate.weight", "calibration"
 # Tokens that calibration may have: its time and memory grow with them, and beyond some thousands nothing is gained.
 _MOST_TOKENS, _LONGEST = 1 << 15, 1 << 11
 
@@ -44,6 +46,7 @@ class Trained:
 
     ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
     hidden state after the final norm; row i belongs to ``experts[i]``, and so it is with ``prompt``, if there is one.
+    ``gate`` is float32 [1, hidden + 1], the bias last.
     ``calibration`` int32 [sequences, length] holds the ids of texts to quantize for, if there are any.
     """
 
@@ -53,6 +56,7 @@ class Trained:
     base_sha256: str
     calibration: NDArray[np.int32] | None = None
     prompt: NDArray[np.float32] | None = None
+    gate: NDArray[np.float32] | None = None
 
 
 def save_trained(
@@ -65,13 +69,14 @@ def save_trained(
     force: bool = False,
     calibration: NDArray[np.int32] | None = None,
     prompt: NDArray[Any] | None = None,
+    gate: NDArray[Any] | None = None,
 ) -> None:
     """Write the trained part of a router to the file ``path``.
 
     ``delta`` maps a module path to (A [r, in], B [out, r]), float16 or float32; ``routing`` and ``prompt`` are
-    [n_experts, hidden]; ``calibration`` is int32 [sequences, length] with at most 32768 ids in sequences of at most
-    2048. Raises ``DataError`` if a part is not like that or does not fit the others, ``OutputError`` if the file exists
-    or cannot be written.
+    [n_experts, hidden], ``gate`` [1, hidden + 1]; ``calibration`` is int32 [sequences, length] with at most 32768 ids
+    in sequences of at most 2048. Raises ``DataError`` if a part is not like that or does not fit the others,
+    ``OutputError`` if the file exists or cannot be written.
     """
     from safetensors.numpy import save
 
@@ -81,6 +86,8 @@ def save_trained(
         tensors[_PREFIX + module + _B] = np.ascontiguousarray(b)
     if prompt is not None:
         tensors[_PROMPT] = np.ascontiguousarray(prompt, dtype=np.float32)
+    if gate is not None:
+        tensors[_GATE] = np.ascontiguousarray(gate, dtype=np.float32)
     if calibration is not None:
         tensors[_CALIBRATION] = np.ascontiguousarray(calibration)
     metadata = {"experts": json.dumps(list(experts)), "scale": repr(float(scale)), "base_sha256": base_sha256}
@@ -124,9 +131,9 @@ def read_trained(path: Path) -> Trained:
         for name, tensor in tensors.items()
         if name.endswith(_A)
     }
-    prompt = tensors[_PROMPT].astype(np.float32) if _PROMPT in tensors else None
+    prompt, gate = (tensors[name].astype(np.float32) if name in tensors else None for name in (_PROMPT, _GATE))
     routing = tensors[_ROUTING].astype(np.float32)
-    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt)
+    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt, gate)
 
 
 def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) -> str:
@@ -143,6 +150,8 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
         return f"routing.weight is {shape} for {len(experts)} experts"
     if (prompt := tensors.get(_PROMPT)) is not None and prompt.shape != routing.shape:
         return f"prompt.weight is of shape {list(prompt.shape)}, and routing.weight of {list(routing.shape)}"
+    if (gate := tensors.get(_GATE)) is not None and gate.shape != (1, routing.shape[1] + 1):
+        return f"gate.weight is of shape {list(gate.shape)}, not [1, {routing.shape[1] + 1}]"
     for name, tensor in tensors.items():
         if name == _CALIBRATION:
             if problem := _calibration_problem(tensor):
@@ -152,7 +161,7 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
             return f"{name} is {tensor.dtype}, not float16 or float32"
         if not np.isfinite(tensor).all():
             return f"{name} has values that are not finite"
-        if name in (_ROUTING, _PROMPT):
+        if name in (_ROUTING, _PROMPT, _GATE):
             continue
         if not name.startswith(_PREFIX) or not name.endswith((_A, _B)):
             return f"the tensor {name} is not known"

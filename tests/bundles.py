@@ -18,11 +18,13 @@ def write_bundle(
     precision: str = "fp32",
     shape: tiny.TinyShape = tiny.TinyShape(),  # noqa: B008 - frozen
     extra: str = "",
+    gate_bias: float | None = None,
 ) -> Bundle:
     """A bundle in ``folder`` whose first expert is the base itself; its router's ONNX file goes to the cache unless
     ``build`` is False.
 
-    ``extra`` is more TOML for the end of the manifest. Set ``FRCLI_CACHE`` first.
+    ``extra`` is more TOML for the end of the manifest, ``gate_bias`` gives the router a gate. Set ``FRCLI_CACHE``
+    first.
     """
     from converters.adapter import convert_adapter
 
@@ -36,7 +38,7 @@ def write_bundle(
                 tiny.write_peft(folder / f"{name}-peft", shape, seed=seed), base, folder / f"{name}.gguf", dtype="f32"
             )
             lines.append(f'adapter = "{name}.gguf"')
-    tiny.write_trained(folder / "router.safetensors", shape, tuple(experts))
+    tiny.write_trained(folder / "router.safetensors", shape, tuple(experts), gate_bias=gate_bias)
     lines += ["[router]", 'trained = "router.safetensors"', f'precision = "{precision}"']
     lines += ["[defaults]", "gamma = 0.5", "context = 256"]
     (folder / "bundle.toml").write_text("\n".join(lines) + "\n" + extra)

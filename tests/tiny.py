@@ -271,13 +271,19 @@ def write_trained(
     calibration: NDArray[np.int32] | None = None,
     *,
     prompt_head: bool = True,
+    gate_bias: float | None = None,
 ) -> Path:
-    """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base."""
+    """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base, and
+    ``gate_bias`` gives it a gate that is open as far as its sigmoid on the whole.
+    """
     from converters.trained import save_trained
 
     heads = np.random.default_rng(seed + 1000).standard_normal((2, len(experts), shape.hidden)).astype(np.float32)
     prompt = heads[1] if prompt_head else None
-    save_trained(path, lora(shape, seed, rank), heads[0], experts, scale, base_sha256, False, calibration, prompt)
+    gate = None
+    if gate_bias is not None:
+        gate = np.append(np.random.default_rng(seed + 2000).standard_normal(shape.hidden) * 0.2, gate_bias)[None]
+    save_trained(path, lora(shape, seed, rank), heads[0], experts, scale, base_sha256, False, calibration, prompt, gate)
     return path
 
 

@@ -209,7 +209,7 @@ class Decoder:
 
     def _decide(self, window: Window, watch: Stopwatch) -> None:
         continuation = window.continuation
-        row = window.policy.fuse(window.rows())
+        row = window.fused()
         watch.lap("fuse")
         try:
             token = continuation.sampler.sample(row)

@@ -47,7 +47,7 @@ class Speculation:
         if drafter is None:
             for window, draft in zip(windows, drafts, strict=True):
                 window.drafts = list(draft.guesses)
-                window.weights = [None] * (len(window.drafts) + 1)
+                window.undrafted()
             return drafts
         self._read(drafter, drafts, [draft.guesses for draft in drafts], reader)
         if not self.pace.off and (drafts[0].guesses or not self.pace.resting):
@@ -68,7 +68,7 @@ class Speculation:
         for window, forced in zip(windows, known, strict=True):
             window.drafts = list(forced)
             if drafter is None:
-                window.weights = [None] * (len(forced) + 1)
+                window.undrafted()
 
     def _guess(self, draft: _Draft, *, with_drafter: bool) -> None:
         window = draft.window
@@ -90,8 +90,7 @@ class Speculation:
         for draft, rows in zip(drafts, reader.read(drafter, feeds, self.part, self.pace.drafter), strict=True):
             draft.has_row = True
             draft.window.calls += 1
-            draft.window.drafted += list(rows.logits[:, : self.width])
-            draft.window.weights += [None] * len(rows.logits) if rows.weights is None else list(rows.weights.copy())
+            draft.window.take(rows, self.width)
 
     def _draft_on(self, drafter: LogitSource, drafts: Sequence[_Draft], reader: Reader) -> None:
         going = [draft for draft in drafts if draft.window.room]
@@ -178,8 +177,7 @@ class _Draft:
 
     def cut(self) -> None:
         """Drop the rows that follow guesses which are no drafts."""
-        known = len(self.window.drafts) + self.has_row
-        del self.window.drafted[known:], self.window.weights[known:]
+        self.window.cut(len(self.window.drafts) + self.has_row)
 
     def close(self) -> None:
         """Free the copy of the sampler."""

@@ -70,8 +70,8 @@ class Window:
 
     Position 0 follows the continuation's tokens, position j the first j ``drafts`` as well. ``room`` is the most drafts
     that can have a place. ``drafted`` has the drafter's row for each position, where the policy has a drafter, and
-    ``weights`` an entry for each position that can be decided, None where the drafter is no router. ``calls`` counts
-    the calls of models that the window took part in.
+    ``weights`` an entry for each position that can be decided, None where the drafter is no router; ``gates`` is as
+    long, 1 where there is no gate. ``calls`` counts the calls of models that the window took part in.
     """
 
     def __init__(self, continuation: Continuation, policy: Policy, context: int) -> None:
@@ -84,6 +84,7 @@ class Window:
         self.drafts: list[int] = []
         self.drafted: list[Logits] = []
         self.weights: list[Logits | None] = []
+        self.gates: list[float] = []
         self.chosen: list[tuple[str, ...]] = []
         self.at = 0  # the position that is decided next
         self.accepted = 0  # drafts that were right: always the first ones
@@ -114,8 +115,26 @@ class Window:
         """The experts whose rows for the next position are not there yet."""
         return [name for name in self.chosen[self.at] if name not in self._rows]
 
-    def rows(self) -> Mapping[str, Logits]:
-        """The rows that are fused at the next position, float32 [width] each, by source."""
+    def fused(self) -> Logits:
+        """The row from which the next position's token is drawn, float32 [width]."""
+        return self.policy.gated(self.gates[self.at]).fuse(self._fusing())
+
+    def take(self, rows: Rows, width: int) -> None:
+        """Add a drafter's rows for the next positions; they are views, its weights are copied."""
+        n = len(rows.logits)
+        self.drafted += list(rows.logits[:, :width])
+        self.weights += [None] * n if rows.weights is None else list(rows.weights.copy())
+        self.gates += [1.0] * n if rows.gate is None else rows.gate.tolist()
+
+    def cut(self, positions: int) -> None:
+        """Drop the drafter's rows behind the first so many positions."""
+        del self.drafted[positions:], self.weights[positions:], self.gates[positions:]
+
+    def undrafted(self) -> None:
+        """Make all positions of the window known where the policy has no drafter."""
+        self.weights, self.gates = [None] * (len(self.drafts) + 1), [1.0] * (len(self.drafts) + 1)
+
+    def _fusing(self) -> Mapping[str, Logits]:
         found = {name: self._rows[name][1][self.at - self._rows[name][0]] for name in self.chosen[self.at]}
         if self.policy.drafter is not None:
             found[self.policy.drafter] = self.drafted[self.at]

@@ -105,7 +105,7 @@ def score(example: Encoded, systems: Systems) -> Sums:
         rows = {name: source.extend(feed)[0].logits[:, :width] for name, source in experts.items()}
         for name in names:
             sums.nll[name] += float(token_nll(rows[name], targets).sum())
-        weights = None
+        weights, gates = None, [1.0] * len(tokens)
         if router is not None:
             routed = router.extend(feed)[0]
             weights, rows[ROUTER] = routed.weights, routed.logits[:, :width]
@@ -114,8 +114,15 @@ def score(example: Encoded, systems: Systems) -> Sums:
             choice = weights.argmax(axis=1)
             picked = np.stack([rows[names[c]][i] for i, c in enumerate(choice)])
             sums.nll["router"] += float(token_nll(rows[ROUTER], targets).sum())
+            gates = gates if routed.gate is None else routed.gate.tolist()
             for gamma in systems.gammas:
-                mixed = FusionRoute(tuple(names), gamma).fuse({"chosen": picked, ROUTER: rows[ROUTER]})
+                plain = FusionRoute(tuple(names), gamma)
+                mixed = np.stack(
+                    [
+                        plain.gated(gate).fuse({"chosen": picked[i], ROUTER: rows[ROUTER][i]})
+                        for i, gate in enumerate(gates)
+                    ]
+                )
                 sums.nll[fused_name(gamma)] += float(token_nll(mixed, targets).sum())
             for c in choice:
                 sums.chosen[names[c]] = sums.chosen.get(names[c], 0) + 1
@@ -123,7 +130,7 @@ def score(example: Encoded, systems: Systems) -> Sums:
             known = next((expert for expert, other in experts.items() if other is source), None)  # the base, as a rule
             rows[name] = rows[known] if known else source.extend(feed)[0].logits[:, :width]
         for policy in policies:
-            mixed = np.stack([_fused(policy, rows, weights, i) for i in range(len(tokens))])
+            mixed = np.stack([_fused(policy, rows, weights, gates, i) for i in range(len(tokens))])
             sums.nll[policy.name] += float(token_nll(mixed, targets).sum())
     sums.tokens, sums.examples = len(example.answer), 1
     return sums
@@ -141,12 +148,14 @@ def _for_prompt(example: Encoded, systems: Systems) -> Sequence[Policy]:
         return [policy.for_prompt(evidence) for policy in systems.policies]
 
 
-def _fused(policy: Policy, rows: Mapping[str, Logits], weights: Logits | None, at: int) -> Logits:
+def _fused(
+    policy: Policy, rows: Mapping[str, Logits], weights: Logits | None, gates: Sequence[float], at: int
+) -> Logits:
     routed = weights[at] if weights is not None and policy.drafter == ROUTER else None
     names = policy.choose(routed)
     if policy.drafter is not None:
         names = (*names, policy.drafter)
-    return policy.fuse({name: rows[name][at] for name in names})
+    return policy.gated(gates[at]).fuse({name: rows[name][at] for name in names})
 
 
 def score_all(examples: Sequence[Encoded], systems: Systems, report: Callable[[int], None] = lambda done: None) -> Sums:

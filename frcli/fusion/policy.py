@@ -61,6 +61,12 @@ class Policy(ABC):
         """The policy for one answer, with the same ``drafter``; itself when the prompt makes no difference."""
         return self
 
+    def gated(self, gate: float) -> Policy:
+        """The policy for one token at which the router says that its logits count ``gate`` (0 to 1; 1 for routers that
+        do not say); itself unless it adds them.
+        """
+        return self
+
     @abstractmethod
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The sources whose rows are needed beside the drafter's, given the router's ``weights`` float32 [n_experts]

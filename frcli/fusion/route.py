@@ -18,7 +18,8 @@ class FusionRoute(Policy):
 
     ``i = argmax(w)`` and ``fused = (z_i + gamma * z_router) / (1 + gamma)``. The paper has gamma = 1 and no division,
     which is ``sharp``. The division leaves every greedy token as it is; sampling from the bare sum would be as from a
-    model at half the temperature.
+    model at half the temperature. A router with a gate says for each token how much its logits count: that is gamma
+    times the gate then, which is ours and not the paper's.
     """
 
     experts: tuple[str, ...]
@@ -26,6 +27,10 @@ class FusionRoute(Policy):
     sharp: bool = False
     name = "fusionroute"
     drafter = ROUTER
+
+    def gated(self, gate: float) -> FusionRoute:
+        """The policy with ``gamma * gate``."""
+        return self if gate == 1 else FusionRoute(self.experts, self.gamma * gate, self.sharp)
 
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The expert with the largest weight; the first one of equals."""

@@ -34,7 +34,8 @@ _RUN_COST = 3.5
 _TOKENS_PER_ROW = 256
 
 
-_HEADS = ("routing", "prompt_routing")  # outputs beside the logits: weights of the experts for a token, for an answer
+# Outputs beside the logits: weights of the experts for a token and for an answer, and how much the logits count.
+_ROUTING, _PROMPT, _GATE = _HEADS = ("routing", "prompt_routing", "gate")
 
 
 class OnnxRouter:
@@ -60,7 +61,7 @@ class OnnxRouter:
             layers, kv_heads, head_dim = (int(meta[f"frcli.{key}"]) for key in ("layers", "kv_heads", "head_dim"))
             outputs = {output.name: output for output in session.get_outputs()}
             self._width = int(outputs["logits"].shape[-1])
-            self._heads = [name for name in _HEADS if name in outputs]
+            self._heads = {name: int(outputs[name].shape[-1]) for name in _HEADS if name in outputs}
         except (KeyError, ValueError, StopIteration, TypeError) as error:
             raise ModelError(
                 f"{path} lacks {error}", "make it again with frcli models pull or frcli convert router"
@@ -101,7 +102,7 @@ class OnnxRouter:
     def _reserve(self, rows: int) -> None:
         """Make room for ``rows`` rows, and one more for a run whose row nobody wants."""
         self._logits = np.empty((rows + 1, self._width), np.float32)
-        self._weights = {name: np.empty((rows + 1, len(self.experts)), np.float32) for name in self._heads}
+        self._weights = {name: np.empty((rows + 1, width), np.float32) for name, width in self._heads.items()}
         self._bound.clear()
 
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
@@ -130,10 +131,12 @@ class OnnxRouter:
             for index in members:
                 firsts[index] = at
                 at += feeds[index].rows
-        return [
-            Rows(self._logits[rows], *(self._weights[name][rows] if name in self._weights else None for name in _HEADS))
-            for rows in (slice(first, first + feed.rows) for first, feed in zip(firsts, feeds, strict=True))
-        ]
+        return [self._rows(slice(at, at + feed.rows)) for at, feed in zip(firsts, feeds, strict=True)]
+
+    def _rows(self, rows: slice) -> Rows:
+        heads = {name: values[rows] for name, values in self._weights.items()}
+        gate = heads[_GATE][:, 0] if _GATE in heads else None
+        return Rows(self._logits[rows], heads.get(_ROUTING), heads.get(_PROMPT), gate)
 
     def _read(self, feed: Feed, at: int) -> None:
         """Read all tokens of one feed; its rows go to the output buffers from row ``at`` on."""

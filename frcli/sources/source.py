@@ -34,13 +34,15 @@ class Feed:
 class Rows:
     """What a feed gave: ``logits`` float32 [rows, width] and, from a router, ``weights`` float32 [rows, n_experts].
 
-    ``prompt_weights`` of the same shape, from a router that has them, choose an expert for a whole answer. All may be
+    ``prompt_weights`` of the same shape, from a router that has them, choose an expert for a whole answer, and ``gate``
+    float32 [rows] says how much its logits count, from 0 to 1. All may be
     views into the model's own memory: they hold until the next ``extend`` of the same source.
     """
 
     logits: Logits
     weights: Logits | None = None
     prompt_weights: Logits | None = None
+    gate: Logits | None = None
 
 
 class LogitSource(Protocol):

@@ -39,6 +39,14 @@ def test_calibration(tmp_path: Path) -> None:
     assert read_trained(tiny.write_trained(tmp_path / "without.safetensors")).calibration is None
 
 
+def test_a_gate(tmp_path: Path) -> None:
+    got = read_trained(tiny.write_trained(tmp_path / "with.safetensors", gate_bias=0.5))
+    assert got.gate is not None and got.gate.shape == (1, 65) and got.gate[0, -1] == 0.5
+    assert read_trained(tiny.write_trained(tmp_path / "without.safetensors")).gate is None
+    with pytest.raises(DataError, match=r"gate\.weight is of shape \[1, 3\], not \[1, 65\]"):
+        save_trained(tmp_path / "bad", {}, np.zeros((2, 64)), "xy", 1.0, "", gate=np.zeros((1, 3)))
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

@@ -21,6 +21,7 @@ from frcli.errors import UsageError
 from frcli.fusion.likelihood import token_nll
 from frcli.fusion.mixture import PackLLM
 from frcli.fusion.policy import ROUTER
+from frcli.fusion.route import FusionRoute
 from frcli.sources.source import Feed
 
 GREEDY = Sampling(temperature=0)
@@ -179,3 +180,43 @@ def test_a_router_without_a_head_for_prompts_is_refused(steered: Bundle, tmp_pat
 def test_a_bundle_without_the_large_model_is_refused(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="dlf needs a large model, and this bundle has none"):
         Engine(bundle, Options(policy="dlf"))
+
+
+@pytest.mark.parametrize("draft", ["off", "3"])
+def test_a_gate_weighs_the_routers_logits_token_by_token(tmp_path: Path, draft: str) -> None:
+    """Every row that is fused is the one of FusionRoute with the gate of that token, computed from the checkpoint."""
+    from converters.checkpoint import open_checkpoint
+    from converters.lora import merge
+    from converters.reference import hidden_states
+    from converters.trained import read_trained
+
+    gated = write_bundle(tmp_path / "gated", gate_bias=-0.3)
+    trained = read_trained(gated.folder / "router.safetensors")
+    assert trained.gate is not None
+    source = merge(open_checkpoint(gated.base().path), trained.delta)
+    seen: list[float] = []
+    with pytest.MonkeyPatch.context() as patch, Engine(gated, Options(draft=draft)) as engine:
+        plain = FusionRoute.gated
+
+        def watched(policy: FusionRoute, gate: float) -> FusionRoute:
+            made = plain(policy, gate)
+            assert made.gamma == pytest.approx(0.5 * gate)
+            seen.append(gate)
+            return made
+
+        patch.setattr(FusionRoute, "gated", watched)
+        prompt = engine.encode_messages([{"role": "user", "content": "hello"}])
+        written = [step.token for step in answer(engine, "hello", n=12)]
+    hidden = hidden_states(source, [*prompt, *written])[len(prompt) - 1 : -1]
+    expected = 1 / (1 + np.exp(-(hidden @ trained.gate[0, :-1] + trained.gate[0, -1])))
+    np.testing.assert_allclose(seen, expected, atol=1e-3)
+    assert np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize(("bias", "gamma"), [(-40.0, "0"), (40.0, "0.5")])
+def test_a_closed_gate_is_gamma_0_and_an_open_one_is_gamma(
+    tmp_path: Path, steered: Bundle, bias: float, gamma: str
+) -> None:
+    gated = write_bundle(tmp_path / "gated", gate_bias=bias)
+    with Engine(gated, Options()) as one, Engine(steered, Options(policy=f"fusionroute,gamma={gamma}")) as other:
+        assert [s.token for s in answer(one, "hi", n=15)] == [s.token for s in answer(other, "hi", n=15)]

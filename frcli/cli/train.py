@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from frcli.bundle import DEFAULT_BUNDLE
+from frcli.cli.options import Force
 
 if TYPE_CHECKING:
     from frcli.examples import Encoded
@@ -62,7 +66,7 @@ def expert(
     from frcli.training.loop import Schedule
 
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
-    examples = _prepare(base, data, max_length, schedule)
+    examples, _ = _prepare(base, data, max_length, schedule)
     if dry_run:
         return
     from frcli.cli.ui import training_progress
@@ -86,13 +90,39 @@ def router(
         list[str],
         typer.Option(
             "--expert",
-            metavar="NAME[=FOLDER]",
-            help="NAME=FOLDER of a PEFT adapter, or NAME for the base itself; repeatable, in the order of the bundle.",
+            metavar="NAME[=GGUF]",
+            help="NAME=GGUF of its adapter, or NAME for the base itself; repeatable, in the order of the bundle.",
         ),
     ],
     rank: Rank = 32,
-    lam: Annotated[float, typer.Option("--lambda", min=0, help="Weight of the routing loss; the paper has 1/3.")] = 1
-    / 3,
+    objective: Annotated[
+        str,
+        typer.Option(help="sft: the paper's loss; fused: likelihood of the right token under the fused distribution."),
+    ] = "sft",
+    lam: Annotated[
+        float, typer.Option("--lambda", min=0, help="sft: weight of the routing loss; the paper has 1/3.")
+    ] = 1 / 3,
+    lm_share: Annotated[
+        float, typer.Option(min=0, help="fused: weight of the router's own language model loss.")
+    ] = 0.1,
+    gamma: Annotated[float, typer.Option(min=0, max=16, help="fused: exponent of the router's logits.")] = 1.0,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="fused: learn for each token how much the router's logits count.")
+    ] = False,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pairs",
+            metavar="PATH[@START:STOP]",
+            help="Rows of prompt, chosen and rejected: adds CDPO, from the router of --start on; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    beta: Annotated[float, typer.Option(min=0, help="CDPO's beta; the paper has 0.1.")] = 0.1,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Go on from this router.safetensors.", show_default=False),
+    ] = None,
     epochs: Epochs = 1,
     learning_rate: Rate = 1e-3,
     batch_tokens: Budget = 1536,
@@ -101,76 +131,161 @@ def router(
     threads: Threads = 0,
     dry_run: DryRun = False,
 ) -> None:
-    """Train a FusionRoute router (its language model and its routing head) by the paper's SFT loss."""
+    """Train a FusionRoute router: its language model, its routing head and, if wanted, its gate.
+
+    The experts are asked once, by llama.cpp, what they say of every answer; OUT keeps that.
+    """
     from frcli.bundle import valid_name
     from frcli.errors import UsageError
     from frcli.training.loop import Schedule
 
+    if objective not in ("sft", "fused"):
+        raise UsageError(f"the objective is {objective!r}", "it is sft or fused")
+    if gate and objective != "fused":
+        raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
+    if pairs and start is None:
+        raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
     named: dict[str, Path | None] = {}
     for text in experts:
-        name, _, folder = text.partition("=")
+        name, _, file = text.partition("=")
         try:
             valid_name(name)
         except ValueError as error:
             raise UsageError(f"--expert {text}: {error}") from None
         if name in named:
             raise UsageError(
-                f"--expert {text}: the name is given twice", "write --expert NAME=FOLDER once for each expert"
+                f"--expert {text}: the name is given twice", "write --expert NAME=GGUF once for each expert"
             )
-        named[name] = Path(folder) if folder else None
-        if folder and not (Path(folder) / "adapter_model.safetensors").is_file():
-            raise UsageError(
-                f"--expert {text}: {folder} holds no adapter", "give a folder that train expert has written"
-            )
+        named[name] = Path(file) if file else None
+        if file and not Path(file).is_file():
+            raise UsageError(f"--expert {text}: there is no {file}", "make it with frcli convert adapter")
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
-    examples = _prepare(base, data, max_length, schedule)
+    examples, encoded = _prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
-    from frcli.training.router import train_router
+    from frcli.training.router import Recipe, train_router
 
     _refuse_finished(out / "router.safetensors")
     with training_progress() as report:
-        file = train_router(
+        trained = train_router(
             base,
             named,
             examples,
             out,
-            rank=rank,
-            lam=lam,
+            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank),
             schedule=schedule,
             threads=threads or physical_cores(),
             report=report,
             report_scores=report.scoring,
+            pairs=encoded,
+            start=start,
         )
     typer.echo(
-        f"wrote {file}; export it with: frcli convert router --base {base} --trained {file} -o router.onnx", err=True
+        f"wrote {trained}; export it with: frcli convert router --base {base} --trained {trained} -o router.onnx",
+        err=True,
     )
 
 
-def _prepare(base: Path, data: list[str], max_length: int, schedule: Schedule) -> list[Encoded]:
-    """Read and encode the examples, and say on stderr how much there is to do."""
+@app.command("pairs")
+def pairs(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON lines of prompt, chosen, rejected.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
+    policy: Annotated[str | None, typer.Option(help="Who answers; the bundle's own policy if not given.")] = None,
+    samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0.01, max=10, help="At which they are drawn.")] = 0.8,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 320,
+    ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
+    parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
+    seed: Seed = 1,
+    threads: Threads = 0,
+    force: Force = False,
+) -> None:
+    """Preference pairs from a bundle's own answers, graded by number, option or unit tests.
+
+    A prompt gives a pair when at least one answer to it is wrong; the right one is the bundle's own, or else the
+    data's. The same command goes on where it was cut off.
+    """
+    import json
+    from dataclasses import asdict
+
+    from frcli.bundle import read_bundle
+    from frcli.cli import ui
+    from frcli.cli.generate import sequences
+    from frcli.decode.engine import Engine, Options
+    from frcli.decode.sampler import Sampling
+    from frcli.errors import DataError, Interrupted, OutputError
+    from frcli.evaluation.journal import Journal
+    from frcli.evaluation.pairs import Counts, make_pairs, question_of
+    from frcli.examples import read_rows
+
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
+    asked = [question_of(row, where) for spec in data for row, where in read_rows(spec)]
+    questions = [question for question in asked if question is not None]
+    if not questions:
+        raise DataError("no row can be graded", "rows have a number behind ####, options or a test_list")
+    at_once = sequences(parallel)
+    opened = read_bundle(bundle)
+    counts, place = Counts(), out.with_name(f"{out.name}.part")
+    options = Options(policy=policy, context=ctx, sequences=at_once, threads=threads, draft="off")
+    with ui.working(f"opening {opened.name}"):
+        engine = Engine(opened, options)
+    with engine, Journal(place) as journal, ui.progress("answering", len(questions)) as report:
+        try:
+            found = list(
+                make_pairs(
+                    engine,
+                    questions,
+                    journal,
+                    samples=samples,
+                    sampling=Sampling(temperature=temperature, seed=seed),
+                    most=max_tokens,
+                    counts=counts,
+                    report=report,
+                )
+            )
+        except KeyboardInterrupt:
+            raise Interrupted("stopped", f"what was answered is safe in {place}: the same command goes on") from None
+    ui.save("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found), out)
+    place.unlink()
+    ui.say(
+        f"{counts.written} pairs ({counts.gold} with the data's answer as the right one), {counts.easy} prompts always "
+        f"answered right, {counts.too_long} not answered, {len(asked) - len(questions)} rows that cannot be graded"
+    )
+
+
+def _prepare(
+    base: Path, data: list[str], max_length: int, schedule: Schedule, pairs: Sequence[str] = ()
+) -> tuple[list[Encoded], list[tuple[Encoded, Encoded]]]:
+    """Read and encode the examples and the pairs, and say on stderr how much there is to do."""
     from frcli.errors import ModelError
-    from frcli.examples import encode_examples, read_examples
+    from frcli.examples import encode_examples, encode_pairs, read_examples, read_pairs
     from frcli.sources.llama import LlamaModel
     from frcli.tokens import ChatTemplate
     from frcli.training.loop import plan
 
     examples = [example for spec in data for example in read_examples(spec)]
+    preferred = [pair for spec in pairs for pair in read_pairs(spec)]
     model = LlamaModel(base, vocab_only=True)
     try:
         if not model.chat_template:
             raise ModelError(f"{base} has no chat template", "train on a model that was made for chat")
         template = ChatTemplate(model.chat_template, bos=model.bos, eos=model.eos)
         encoded = encode_examples(examples, model, template, max_length)
+        both = encode_pairs(preferred, model, template, max_length) if preferred else []
     finally:
         model.close()
-    tokens = sum(len(e.prompt) + len(e.answer) for e in encoded)
-    answers = sum(len(e.answer) for e in encoded)
-    steps = len(plan(encoded, schedule))
-    typer.echo(f"{len(encoded)} examples, {tokens} tokens ({answers} of answers), {steps} steps", err=True)
-    return encoded
+    everything = [*encoded, *(answer for pair in both for answer in pair)]
+    units = [[i] for i in range(len(encoded))] + [[i, i + 1] for i in range(len(encoded), len(everything), 2)]
+    tokens = sum(len(e.prompt) + len(e.answer) for e in everything)
+    answers = sum(len(e.answer) for e in everything)
+    steps = len(plan(everything, schedule, units))
+    counted = f"{len(encoded)} examples" + (f" and {len(both)} pairs" if both else "")
+    typer.echo(f"{counted}, {tokens} tokens ({answers} of answers), {steps} steps", err=True)
+    return encoded, both
 
 
 def _refuse_finished(file: Path) -> None:

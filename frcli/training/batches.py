@@ -53,25 +53,32 @@ def make_batch(examples: Sequence[Encoded], indices: Sequence[int]) -> Batch:
     )
 
 
-def plan_epoch(examples: Sequence[Encoded], budget: int, rng: random.Random, pool: int = 256) -> list[list[int]]:
+def plan_epoch(
+    examples: Sequence[Encoded],
+    budget: int,
+    rng: random.Random,
+    pool: int = 256,
+    units: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
     """Indices of one epoch's batches: every example once, at most ``budget`` padded tokens a batch (one row at least).
 
     Rows are sorted by length inside shuffled pools, so that little is padding and yet batches differ from epoch to
-    epoch.
+    epoch. ``units``, if given, says which examples must be in one batch, as the two answers of a pair.
     """
-    order = list(range(len(examples)))
+    order = [[i] for i in range(len(examples))] if units is None else [list(unit) for unit in units]
+
+    def length(unit: Sequence[int]) -> int:
+        return max(len(examples[i].prompt) + len(examples[i].answer) for i in unit)
+
     rng.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         batch: list[int] = []
-        for index in sorted(
-            order[start : start + pool], key=lambda i: len(examples[i].prompt) + len(examples[i].answer)
-        ):
-            length = len(examples[index].prompt) + len(examples[index].answer)
-            if batch and (len(batch) + 1) * length > budget:
+        for unit in sorted(order[start : start + pool], key=length):
+            if batch and (len(batch) + len(unit)) * length(unit) > budget:
                 batches.append(batch)
                 batch = []
-            batch.append(index)
+            batch += unit
         batches.append(batch)
     rng.shuffle(batches)
     return batches

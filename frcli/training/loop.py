@@ -41,10 +41,15 @@ class Progress:
     tokens_per_second: float
 
 
-def plan(examples: Sequence[Encoded], schedule: Schedule) -> list[list[int]]:
-    """Indices of the batches of all epochs, cut at ``max_steps`` if that is set; the seed alone decides the order."""
+def plan(
+    examples: Sequence[Encoded], schedule: Schedule, units: Sequence[Sequence[int]] | None = None
+) -> list[list[int]]:
+    """Indices of the batches of all epochs, cut at ``max_steps`` if that is set; the seed alone decides the order.
+
+    ``units`` are examples that must stay together (see :func:`plan_epoch`).
+    """
     rng = random.Random(schedule.seed)
-    steps = [batch for _ in range(schedule.epochs) for batch in plan_epoch(examples, schedule.budget, rng)]
+    steps = [batch for _ in range(schedule.epochs) for batch in plan_epoch(examples, schedule.budget, rng, units=units)]
     return steps[: schedule.max_steps] if schedule.max_steps else steps
 
 
@@ -76,6 +81,7 @@ def fit(
     checkpoint: Path,
     run: str,
     report: Callable[[Progress], None],
+    units: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Train ``parameters`` on ``loss_of(batch)["loss"]``; the other entries of its result are only reported.
 
@@ -86,7 +92,7 @@ def fit(
 
     parameters = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    steps = plan(examples, schedule)
+    steps = plan(examples, schedule, units)
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)

@@ -1,11 +1,9 @@
-"""The FusionRoute router: its language model (a LoRA delta) and its routing head, trained together by the SFT loss.
+"""The FusionRoute router: its language model (a LoRA delta), its routing head and its gate, trained with experts
+frozen.
 
-FusionRoute (arXiv 2601.05106), section 3, equation 2: ``L = L_LM + lambda * L_expert``, experts frozen. ``L_LM`` is the
-router's own cross-entropy. ``L_expert`` runs over the positions S where the experts' most likely tokens are not all the
-same, and is ``-log pi_agg(gold)`` with ``log pi_agg = sum_i w[i] * log pi_i``. The paper leaves open how w is bounded;
-raw weights would make the loss unbounded below, so here w is the softmax of the head's output, and ``L_expert = sum_i
-softmax(w)[i] * NLL_i(gold)``. Both sums are divided by the number of answer tokens of the step; prompts count in
-neither.
+Two objectives for answers that are right (``sft`` and ``fused``), and one for pairs of a right and a wrong one beside
+them (CDPO); :mod:`frcli.training.objectives` has the equations. Sums over tokens are divided by the number of answer
+tokens of the step, those over pairs by the number of pairs; prompts count in none.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,125 +20,147 @@ from numpy.typing import NDArray
 
 from frcli.errors import ModelError
 from frcli.examples import Encoded
+from frcli.training import objectives
 from frcli.training.base import ROUTER_MODULES, add_lora, hidden_states, load_base
 from frcli.training.batches import Batch, calibration_tokens, make_batch, plan_epoch
 from frcli.training.head import fit_head
+from frcli.training.known import KnownRows, known_rows
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
 
-WEIGHTS = "adapter_model.safetensors"
+SFT, FUSED = "sft", "fused"
+FILE_NAME = "router.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """What the experts say of one answer: ``nll`` float32 [experts, tokens] of the gold tokens, ``best`` int32
-    [experts, tokens].
+class Recipe:
+    """What is trained for.
+
+    ``objective`` is ``sft``: ``L_LM + lam * L_expert`` (FusionRoute, arXiv 2601.05106, equation 2), or ``fused``: the
+    NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
+    which with ``gate`` a head gives for each token. ``beta`` is that of CDPO.
     """
 
-    nll: NDArray[np.float32]
-    best: NDArray[np.int32]
+    objective: str = SFT
+    lam: float = 1 / 3
+    lm_share: float = 0.1
+    gamma: float = 1.0
+    gate: bool = False
+    beta: float = 0.1
+    rank: int = 32
 
-    @property
-    def disagree(self) -> NDArray[np.bool_]:
-        """bool [tokens]: where not all experts have the same most likely token (the set S)."""
-        differs: NDArray[np.bool_] = np.any(self.best != self.best[:1], axis=0)
-        return differs
+
+class RouterModel:
+    """The router in torch: a peft model, the routing head and, if the recipe has one, the gate."""
+
+    def __init__(self, base: Path, experts: int, recipe: Recipe, threads: int, seed: int) -> None:
+        model = load_base(base, threads)
+        import torch
+
+        torch.manual_seed(seed)
+        self.recipe = recipe
+        self.language = add_lora(model, ROUTER_MODULES, recipe.rank)
+        self.head = torch.nn.Linear(model.config.hidden_size, experts, bias=False)
+        torch.nn.init.normal_(self.head.weight, std=0.01)
+        self.gate = torch.nn.Linear(model.config.hidden_size, 1) if recipe.gate else None
+        if self.gate is not None:
+            torch.nn.init.zeros_(self.gate.weight)
+            torch.nn.init.zeros_(self.gate.bias)
+
+    def parameters(self) -> list[Any]:
+        """Everything that may learn."""
+        gate = [] if self.gate is None else list(self.gate.parameters())
+        return [*self.language.parameters(), *self.head.parameters(), *gate]
+
+    def states(self, batch: Batch) -> Any:
+        """The hidden states before the batch's answer tokens, [n, hidden]."""
+        import torch
+
+        hidden = hidden_states(self.language, torch.from_numpy(batch.ids))
+        return hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
+
+    def logits(self, states: Any) -> Any:
+        """Next-token logits, [n, vocabulary]."""
+        return self.language.get_output_embeddings()(states)
+
+    def gamma(self, states: Any) -> Any:
+        """The exponent of the router's logits: the recipe's number, with a gate times its sigmoid, [n]."""
+        return self.recipe.gamma if self.gate is None else self.recipe.gamma * self.gate(states)[:, 0].sigmoid()
+
+    def load(self, file: Path) -> None:
+        """Go on from a router that was trained before; raises ``ModelError`` for one that does not fit."""
+        import torch
+
+        from converters.trained import read_trained
+
+        trained = read_trained(file)
+        modules = {
+            name.removeprefix("base_model.model."): module
+            for name, module in self.language.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        if set(trained.delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
+            raise ModelError(f"{file} was trained on other layers or experts", "start from a router of this base")
+        with torch.no_grad():
+            for name, lora in trained.delta.items():
+                for part, values in (("lora_A", lora.a), ("lora_B", lora.b)):
+                    weight = getattr(modules[name], part)["default"].weight
+                    if tuple(weight.shape) != values.shape:
+                        raise ModelError(f"{file} has rank {lora.a.shape[0]}", "give --rank that number")
+                    weight.copy_(torch.from_numpy(values.astype(np.float32)))
+            self.head.weight.copy_(torch.from_numpy(trained.routing))
+            if self.gate is not None and trained.gate is not None:
+                self.gate.weight.copy_(torch.from_numpy(trained.gate[:, :-1]))
+                self.gate.bias.copy_(torch.from_numpy(trained.gate[0, -1:]))
+
+    def delta(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """What the language model has learnt: A and B by module path."""
+        return {
+            name.removeprefix("base_model.model."): tuple(
+                getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
+                for part in ("lora_A", "lora_B")
+            )
+            for name, module in self.language.named_modules()
+            if hasattr(module, "lora_A")
+        }
 
 
-def score_examples(
-    base: Path,
-    adapter: Path | None,
-    examples: Sequence[Encoded],
-    threads: int,
-    report: Callable[[int, int], None],
-    budget: int = 2048,
-) -> list[tuple[NDArray[np.float32], NDArray[np.int32]]]:
-    """For each example the NLL of its answer tokens (nats) and the most likely tokens, of ``base`` with a PEFT
-    ``adapter``.
+class Known:
+    """The experts' rows of all rows that are trained on, by example."""
 
-    ``report(done, total)`` is called after each batch, in examples.
+    def __init__(self, rows: Mapping[str, KnownRows], examples: Sequence[Encoded]) -> None:
+        self._rows = list(rows.values())
+        ends = np.cumsum([len(example.answer) for example in examples])
+        self._spans = [slice(int(end) - len(e.answer), int(end)) for e, end in zip(examples, ends, strict=True)]
+
+    def kept(self, indices: Sequence[int]) -> objectives.Kept:
+        """Those of the answer tokens of the examples at ``indices``, one behind the other."""
+        import torch
+
+        spans = [self._spans[index] for index in indices]
+
+        def stacked(name: str) -> NDArray[Any]:
+            return np.stack(
+                [np.concatenate([getattr(rows, name)[span] for span in spans]) for rows in self._rows], axis=1
+            )
+
+        best = stacked("best")
+        return objectives.Kept(
+            torch.from_numpy(stacked("ids").astype(np.int64)),
+            torch.from_numpy(stacked("logp").astype(np.float32)),
+            torch.from_numpy(np.array(self._rows[0].weight)),
+            torch.from_numpy(stacked("gold")),
+            torch.from_numpy(np.any(best != best[:, :1], axis=1)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the router said of the pairs before this phase: ``reference`` float32 [pairs], the difference of the summed
+    log-probs of the right and the wrong answer, and ``offset`` [pairs], beta times that of the experts it routes to.
     """
-    model = load_base(base, threads)
-    import torch
 
-    if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, str(adapter))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"peft cannot read the adapter {adapter}: {error}") from None
-    results: list[Any] = [None] * len(examples)
-    done = 0
-    with torch.inference_mode():
-        for indices in plan_epoch(examples, budget, random.Random(0)):
-            batch = make_batch(examples, indices)
-            hidden = hidden_states(model, torch.from_numpy(batch.ids))
-            picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
-            logits = model.get_output_embeddings()(picked)
-            nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.target), reduction="none").numpy()
-            best = logits.argmax(-1).numpy().astype(np.int32)
-            for row, index in enumerate(batch.indices):
-                mine = batch.row == row
-                results[index] = (nll[mine], best[mine])
-            done += len(indices)
-            report(done, len(examples))
-    return results
-
-
-def all_scores(
-    base: Path,
-    experts: Mapping[str, Path | None],
-    examples: Sequence[Encoded],
-    folder: Path,
-    threads: int,
-    report: Callable[[str, int, int], None],
-) -> list[Scores]:
-    """Every example's ``Scores``, experts in the order given; each expert's share is kept in ``folder`` and read again
-    if it fits.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    per_expert = []
-    for name, adapter in experts.items():
-        files = [base] if adapter is None else [base, adapter / WEIGHTS]
-        file = folder / f"scores-{name}-{fingerprint(files, examples)[:16]}.npz"
-        if not file.exists():
-            scored = score_examples(base, adapter, examples, threads, partial(report, name))
-            beside = file.with_name(file.name + ".part")
-            with beside.open("wb") as out:
-                np.savez(out, nll=np.concatenate([s[0] for s in scored]), best=np.concatenate([s[1] for s in scored]))
-            beside.replace(file)
-        with np.load(file) as stored:
-            per_expert.append((stored["nll"], stored["best"]))
-    nll, best = (np.stack([pair[i] for pair in per_expert]) for i in (0, 1))
-    ends = np.cumsum([len(e.answer) for e in examples])
-    return [
-        Scores(nll[:, end - len(e.answer) : end], best[:, end - len(e.answer) : end])
-        for e, end in zip(examples, ends, strict=True)
-    ]
-
-
-def answer_states(model: Any, examples: Sequence[Encoded], budget: int = 2048) -> NDArray[np.float32]:
-    """The final hidden states before each answer token, example by example: float32 [answer tokens, hidden]."""
-    import torch
-
-    states: list[Any] = [None] * len(examples)
-    with torch.inference_mode():
-        for indices in plan_epoch(examples, budget, random.Random(0)):
-            batch = make_batch(examples, indices)
-            hidden = hidden_states(model, torch.from_numpy(batch.ids))
-            picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)].numpy()
-            for row, index in enumerate(batch.indices):
-                states[index] = picked[batch.row == row]
-    return np.concatenate(states)
-
-
-def routing_loss(weights: Any, nll: Any, disagree: Any) -> Any:
-    """``sum_{t in S} sum_i softmax(w_t)[i] * NLL_i(t)``, a scalar.
-
-    ``weights`` [tokens, experts] is the head's raw output, ``nll`` [tokens, experts] the experts' NLL of the gold
-    tokens, ``disagree`` bool [tokens] the set S.
-    """
-    return ((weights.softmax(-1) * nll).sum(-1) * disagree).sum()
+    reference: NDArray[np.float32]
+    offset: NDArray[np.float32]
 
 
 def train_router(
@@ -150,88 +169,162 @@ def train_router(
     examples: Sequence[Encoded],
     out: Path,
     *,
-    rank: int,
-    lam: float,
+    recipe: Recipe,
     schedule: Schedule,
     threads: int,
     report: Callable[[Progress], None],
     report_scores: Callable[[str, int, int], None],
+    pairs: Sequence[tuple[Encoded, Encoded]] = (),
+    start: Path | None = None,
 ) -> Path:
-    """Train delta, routing head and prompt head for ``experts`` (name -> PEFT adapter, or None for the base itself), in
-    this order.
+    """Train delta, heads and gate for ``experts`` (name -> GGUF adapter, or None for the base itself), in this order.
 
-    Returns the path of ``out``/router.safetensors, which ``convert router`` merges with the base. Scores of the experts
-    and a checkpoint are kept in ``out`` until the end, so that a run that was cut off goes on.
+    ``pairs`` are a right and a wrong answer to one prompt each: with them CDPO is added, relative to the router that
+    ``start`` names, from which training goes on. Returns the path of ``out``/router.safetensors, which ``convert
+    router`` merges with the base. The experts' rows and a checkpoint are kept in ``out`` until the end, so that a run
+    that was cut off goes on.
     """
     from converters.trained import save_trained
 
-    scores = all_scores(base, experts, examples, out / "scores", threads, report_scores)
-    model = load_base(base, threads)
-    import torch
-
-    torch.manual_seed(schedule.seed)
-    router = add_lora(model, ROUTER_MODULES, rank)
-    head = torch.nn.Linear(model.config.hidden_size, len(experts), bias=False)
-    torch.nn.init.normal_(head.weight, std=0.01)
+    everything = [*examples, *(answer for pair in pairs for answer in pair)]
+    known = Known(known_rows(base, experts, everything, out / "rows", threads, report_scores), everything)
+    router = RouterModel(base, len(experts), recipe, threads, schedule.seed)
+    if start is not None:
+        router.load(start)
+    first = len(examples)  # the first row of a pair
+    before = _before(router, known, everything, first, report_scores) if pairs else None
 
     def loss_of(batch: Batch) -> dict[str, Any]:
-        hidden = hidden_states(router, torch.from_numpy(batch.ids))
-        picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
-        nll = torch.from_numpy(np.concatenate([scores[i].nll.T for i in batch.indices]))
-        disagree = torch.from_numpy(np.concatenate([scores[i].disagree for i in batch.indices]))
-        n = len(batch.target)
-        logits = router.get_output_embeddings()(picked)
-        lm = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.target), reduction="sum") / n
-        weights = head(picked)
-        expert = routing_loss(weights, nll, disagree) / n
-        chosen = nll.gather(1, weights.argmax(-1, keepdim=True)).mean()
-        return {
-            "loss": lm + lam * expert,
-            "lm": lm,
-            "expert": expert,
-            "routed_nll": chosen,
-            "best_nll": nll.min(1).values.mean(),
-        }
+        return losses(router, known, batch, first, before)
 
+    files = [base, *filter(None, experts.values()), *filter(None, [start])]
+    run = fingerprint(files, everything, list(experts), recipe, schedule)
+    units = [[i] for i in range(first)] + [[first + 2 * i, first + 2 * i + 1] for i in range(len(pairs))]
     checkpoint = out / "checkpoint.pt"
-    files = [base, *(adapter / WEIGHTS for adapter in experts.values() if adapter is not None)]
-    run = fingerprint(files, examples, list(experts), rank, lam, schedule)
-    fit([*router.parameters(), *head.parameters()], loss_of, examples, schedule, checkpoint, run, report)
-    states = answer_states(router, examples)
-    routing = fit_head(
-        head.weight.detach().numpy(),
-        states,
-        np.concatenate([score.nll for score in scores], axis=1),
-        np.concatenate([score.disagree for score in scores]),
-        np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples]),
-    )
-    first = np.cumsum([0, *(len(e.answer) for e in examples[:-1])])  # where the prompt's last token is read
-    prompt = fit_head(
-        np.zeros_like(routing),
-        states[first],
-        np.stack([score.nll.mean(axis=1) for score in scores], axis=1),
-        np.ones(len(examples), bool),
-        np.ones(len(examples), np.float32),
-    )
-    delta = {}
-    for name, module in router.named_modules():
-        if hasattr(module, "lora_A"):
-            path = name.removeprefix("base_model.model.")
-            delta[path] = tuple(
-                getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
-                for part in ("lora_A", "lora_B")
-            )
-    file = out / "router.safetensors"
-    digest = hashlib.sha256(base.read_bytes()).hexdigest()
+    fit(router.parameters(), loss_of, everything, schedule, checkpoint, run, report, units)
+    routing, prompt = _fitted(router, known, examples, report_scores)
+    file = out / FILE_NAME
+    gate = None
+    if router.gate is not None:
+        gate = np.append(router.gate.weight.detach().numpy()[0], router.gate.bias.detach().numpy())[None]
     save_trained(
         file,
-        delta=delta,
+        delta=router.delta(),
         routing=routing,
         experts=list(experts),
         scale=2.0,
-        base_sha256=digest,
+        base_sha256=hashlib.sha256(base.read_bytes()).hexdigest(),
         calibration=calibration_tokens(examples, schedule.seed),
         prompt=prompt,
+        gate=gate,
     )
     checkpoint.unlink(missing_ok=True)
     return file
+
+
+def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: Before | None) -> dict[str, Any]:
+    """The step's ``loss`` and what it is made of; rows from ``first`` on are pairs."""
+    import torch
+
+    recipe = router.recipe
+    states, target = router.states(batch), torch.from_numpy(batch.target)
+    logits = router.logits(states)
+    of_pair = np.array([index >= first for index in batch.indices])[batch.row]
+    right = torch.from_numpy(~of_pair)
+    found: dict[str, Any] = {}
+    loss: Any = 0.0
+    if (n := int(right.sum())) > 0:
+        kept = known.kept([index for index in batch.indices if index < first])
+        mine, weights, gamma = logits[right], router.head(states[right]), router.gamma(states[right])
+        lm = torch.nn.functional.cross_entropy(mine, target[right], reduction="sum") / n
+        nll = objectives.fused_nll(mine, target[right], kept, gamma)
+        if recipe.objective == SFT:
+            loss = lm + recipe.lam * objectives.routing_loss(weights, kept) / n
+        else:
+            loss = (weights.softmax(-1) * nll).sum() / n + recipe.lm_share * lm
+        chosen = weights.detach().argmax(-1, keepdim=True)
+        found = {"lm": lm, "fused": nll.detach().gather(1, chosen).mean()}
+        found["accepted"] = objectives.agreement(mine.detach(), kept, chosen, gamma)
+    if before is not None and of_pair.any():
+        logp = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
+        sums = torch.zeros(len(batch.indices)).index_add(0, torch.from_numpy(batch.row), logp)
+        rows = [row for row, index in enumerate(batch.indices) if index >= first]
+        numbers = [(batch.indices[row] - first) // 2 for row in rows[::2]]
+        cdpo = objectives.cdpo_loss(
+            sums[rows[::2]],
+            sums[rows[1::2]],
+            torch.from_numpy(before.reference[numbers]),
+            torch.from_numpy(before.offset[numbers]),
+            recipe.beta,
+        ) / len(numbers)
+        found["cdpo"] = cdpo
+        loss = loss + cdpo
+    return {"loss": loss, **found}
+
+
+def _before(
+    router: RouterModel,
+    known: Known,
+    examples: Sequence[Encoded],
+    first: int,
+    report: Callable[[str, int, int], None],
+) -> Before:
+    """Read all pairs once with the router as it is."""
+    import torch
+
+    rows = list(range(first, len(examples)))
+    router_sums, expert_sums = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32)
+    done = 0
+    with torch.inference_mode():
+        for numbers in plan_epoch([examples[row] for row in rows], 2048, random.Random(0)):
+            batch = make_batch(examples, [rows[number] for number in numbers])
+            states = router.states(batch)
+            logp = router.logits(states).log_softmax(-1)
+            gold = logp.gather(1, torch.from_numpy(batch.target)[:, None])[:, 0].numpy()
+            kept = known.kept(batch.indices)
+            routed = kept.gold.gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0].numpy()
+            for row, number in enumerate(numbers):
+                mine = batch.row == row
+                router_sums[number], expert_sums[number] = gold[mine].sum(), routed[mine].sum()
+            done += len(numbers)
+            report("the router as it is", done, len(rows))
+    return Before(
+        router_sums[::2] - router_sums[1::2], np.float32(router.recipe.beta) * (expert_sums[::2] - expert_sums[1::2])
+    )
+
+
+def _fitted(
+    router: RouterModel, known: Known, examples: Sequence[Encoded], report: Callable[[str, int, int], None]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The routing head and the head for whole prompts, fitted to their end on the trained language model.
+
+    The cost of an expert is its NLL of the gold token, fused with the router's logits where that is the objective.
+    """
+    import torch
+
+    states: list[Any] = [None] * len(examples)
+    costs: list[Any] = [None] * len(examples)
+    disagree: list[Any] = [None] * len(examples)
+    done = 0
+    with torch.inference_mode():
+        for indices in plan_epoch(examples, 2048, random.Random(0)):
+            batch = make_batch(examples, indices)
+            kept, hidden = known.kept(batch.indices), router.states(batch)
+            nll = -kept.gold
+            if router.recipe.objective == FUSED:
+                target = torch.from_numpy(batch.target)
+                nll = objectives.fused_nll(router.logits(hidden), target, kept, router.gamma(hidden))
+            for row, index in enumerate(batch.indices):
+                mine = batch.row == row
+                states[index], costs[index] = hidden.numpy()[mine], nll.numpy()[mine]
+                disagree[index] = kept.disagree.numpy()[mine]
+            done += len(indices)
+            report("fitting the heads", done, len(examples))
+    hidden, cost = np.concatenate(states), np.concatenate(costs)
+    importance = np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples])
+    routing = fit_head(router.head.weight.detach().numpy(), hidden, cost.T, np.concatenate(disagree), importance)
+    starts = np.cumsum([0, *(len(e.answer) for e in examples[:-1])])  # where the prompt's last token is read
+    means = np.stack([each.mean(axis=0) for each in costs], axis=1)
+    ones = np.ones(len(examples))
+    prompt = fit_head(np.zeros_like(routing), hidden[starts], means, ones.astype(bool), ones.astype(np.float32))
+    return routing, prompt

@@ -101,7 +101,14 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
     result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
     assert result.returncode == 2 and "given twice" in result.stderr
     result = frcli("train", "router", "--expert", "a", "--expert", "math=there", *common)
-    assert result.returncode == 2 and "there holds no adapter" in result.stderr
+    assert result.returncode == 2 and "there is no there" in result.stderr
+    for more, words in (
+        (("--objective", "dpo"), "it is sft or fused"),
+        (("--gate",), "add --objective fused"),
+        (("--pairs", data), "give it as --start"),
+    ):
+        result = frcli("train", "router", "--expert", "a", *more, *common)
+        assert result.returncode == 2 and words in result.stderr
     result = frcli("train", "router", "--expert", "router", *common)
     assert result.returncode == 2 and "'router' is not a name" in result.stderr
 
@@ -115,9 +122,18 @@ def test_training_from_the_command_line(tmp_path: Path, data: Path) -> None:
     assert (tmp_path / "expert" / "adapter_model.safetensors").is_file()
     again = frcli("train", "expert", *common, "-o", tmp_path / "expert")
     assert again.returncode == 1 and "this training is finished" in again.stderr
-    experts = ("--expert", "general", "--expert", f"taught={tmp_path / 'expert'}")
-    result = frcli("train", "router", *common, *experts, "-o", tmp_path / "router")
+    result = frcli("convert", "adapter", tmp_path / "expert", "--base", base, "-o", tmp_path / "taught.gguf")
     assert result.returncode == 0, result.stderr
+    experts = ("--expert", "general", "--expert", f"taught={tmp_path / 'taught.gguf'}")
+    result = frcli("train", "router", *common, *experts, "-o", tmp_path / "first", "--objective", "fused")
+    assert result.returncode == 0, result.stderr
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": "the", "chosen": "and of", "rejected": "1 2"}) + "\n" for _ in "ab"))
+    start = tmp_path / "first" / "router.safetensors"
+    more = ("--pairs", pairs, "--start", start, "--objective", "fused", "--gate")
+    result = frcli("train", "router", *common, *experts, "-o", tmp_path / "router", *more)
+    assert result.returncode == 0, result.stderr
+    assert "4 examples and 2 pairs" in result.stderr
     trained = tmp_path / "router" / "router.safetensors"
     onnx = tmp_path / "router.onnx"
     result = frcli("convert", "router", "--base", base, "--trained", trained, "-o", onnx, "--precision", "fp32")

@@ -35,6 +35,15 @@ def test_an_epoch_has_every_example_once_within_the_budget() -> None:
     assert all(len(batch) * max(sizes[i] for i in batch) <= 24 or len(batch) == 1 for batch in batches)
 
 
+def test_units_stay_together() -> None:
+    units = [[0], [1], [2, 3], [4, 5], [6, 7]]
+    batches = plan_epoch(EXAMPLES[:8], 40, random.Random(3), units=units)
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+    for first in (2, 4, 6):
+        (mine,) = [batch for batch in batches if first in batch]
+        assert mine[mine.index(first) + 1] == first + 1
+
+
 def test_the_seed_alone_decides_the_order() -> None:
     one = plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1))
     assert one == plan(EXAMPLES, Schedule(epochs=2, budget=24, seed=1))
@@ -71,26 +80,10 @@ def no_report(progress: Progress) -> None:
 
 
 @pytest.mark.train
-def test_routing_loss_by_hand() -> None:
-    import torch
-
-    from frcli.training.router import Scores, routing_loss
-
-    # Softmax of (0, ln 3) is (1/4, 3/4); token 0: (2 + 3 * 4) / 4 = 3.5, token 1: agreed, token 2: (1 + 1) / 2 = 1.
-    weights = torch.tensor([[0.0, math.log(3)], [5.0, 1.0], [2.0, 2.0]])
-    nll = torch.tensor([[2.0, 4.0], [9.0, 9.0], [1.0, 1.0]])
-    best = np.array([[3, 7, 8], [4, 7, 9]], np.int32)
-    disagree = Scores(nll.numpy().T, best).disagree
-    assert disagree.tolist() == [True, False, True]
-    assert float(routing_loss(weights, nll, torch.from_numpy(disagree))) == pytest.approx(4.5)
-
-
-@pytest.mark.train
 def test_the_fitted_head_is_a_minimum_of_the_routing_loss() -> None:
     import torch
 
     from frcli.training.head import fit_head
-    from frcli.training.router import routing_loss
 
     random = np.random.default_rng(4)
     hidden = random.normal(size=(200, 6)).astype(np.float32)
@@ -102,11 +95,8 @@ def test_the_fitted_head_is_a_minimum_of_the_routing_loss() -> None:
 
     def loss(head: np.ndarray) -> float:
         weights = torch.from_numpy(hidden @ head.T)
-        parts = [
-            routing_loss(weights[t : t + 1], torch.from_numpy(nll[:, t : t + 1].T), torch.tensor([bool(disagree[t])]))
-            for t in range(200)
-        ]
-        return float((torch.stack(parts) * share).sum() + 1e-3 * (head**2).sum())
+        parts = (weights.softmax(-1) * torch.from_numpy(nll.T)).sum(-1) * torch.from_numpy(disagree)
+        return float((parts * share).sum() + 1e-3 * (head**2).sum())
 
     start = np.zeros((3, 6), np.float32)
     head = fit_head(start, hidden, nll, disagree, importance)
@@ -165,65 +155,3 @@ def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(base: Path, tmp_pa
     assert whole.keys() == cut.keys()
     assert all(np.array_equal(whole[key], cut[key]) for key in whole)
     assert not (tmp_path / "cut" / "checkpoint.pt").exists()
-
-
-@pytest.mark.train
-def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(base: Path, tmp_path: Path) -> None:
-    from converters.router import convert_router
-    from frcli.sources.onnx import OnnxRouter
-    from frcli.sources.source import Feed
-    from frcli.training.expert import train_expert
-    from frcli.training.router import train_router
-
-    expert = tmp_path / "expert"
-    train_expert(
-        base,
-        EXAMPLES,
-        expert,
-        rank=4,
-        schedule=Schedule(epochs=6, budget=48, learning_rate=1e-2),
-        threads=1,
-        report=no_report,
-    )
-    last: dict[str, float] = {}
-    file = train_router(
-        base,
-        {"general": None, "taught": expert},
-        EXAMPLES,
-        tmp_path / "router",
-        rank=4,
-        lam=1 / 3,
-        schedule=Schedule(epochs=12, budget=48, learning_rate=1e-2),
-        threads=1,
-        report=lambda progress: last.update(progress.losses),
-        report_scores=lambda name, done, total: None,
-    )
-    assert last["routed_nll"] < last["best_nll"] + 0.3
-    convert_router(base, tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", check=False)
-    router = OnnxRouter(tmp_path / "r.onnx", context=64)
-    chosen = []
-    for example in EXAMPLES:
-        router.rewind(0, 0)
-        rows = router.extend([Feed(0, [*example.prompt, *example.answer[:-1]], len(example.answer))])[0]
-        assert rows.weights is not None and rows.prompt_weights is not None
-        chosen += rows.weights.argmax(axis=1).tolist()
-        assert rows.prompt_weights[0].argmax() == 1
-    assert np.mean(chosen) > 0.8  # the taught expert knows these answers, the base does not
-
-
-@pytest.mark.train
-def test_scores_are_kept_until_the_examples_or_the_adapter_change(base: Path, tmp_path: Path) -> None:
-    from frcli.training.router import all_scores
-
-    asked: list[str] = []
-
-    def scores(examples: list[Encoded]) -> None:
-        all_scores(base, {"general": None}, examples, tmp_path, 1, lambda name, done, total: asked.append(name))
-
-    scores(EXAMPLES)
-    assert asked
-    asked.clear()
-    scores(EXAMPLES)
-    assert not asked
-    scores(EXAMPLES[1:])
-    assert asked

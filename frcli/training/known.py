@@ -1,0 +1,184 @@
+"""What experts say of every answer token, by llama.cpp itself (the quantized experts that will be used), kept on disk.
+
+Whole rows would take 200 kB a token, so a row keeps its likeliest tokens and a sample of the others, by rank:
+
+    rank 0 to 128        all of them
+    rank 128 to 1024     96 of them, drawn evenly
+    the rest             32 of them
+
+Each kept token stands for as many as its stratum has for each that was drawn, so a sum over the vocabulary of any
+function of the row is estimated without bias; the likeliest tokens, which make up nearly all of it, are exact.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frcli.errors import ModelError
+from frcli.examples import Encoded
+from frcli.fusion.likelihood import log_normalizer
+from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.source import Feed, Logits, LogitSource
+from frcli.training.loop import fingerprint
+
+_STRATA = ((0, 128, 128), (128, 1024, 96), (1024, None, 32))  # first rank, last rank, how many are kept
+_BLOCK = 64  # rows that are asked for at once
+_SAVE_EVERY = 20  # examples
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRows:
+    """One expert's rows at the answer tokens of all examples, in their order.
+
+    ``ids`` int32 and ``logp`` float16 [tokens, kept] are the kept tokens and their log-probs, which ``weight`` float32
+    [kept] counts; ``gold`` float32 [tokens] is the log-prob of the right token, ``best`` int32 [tokens] the likeliest.
+    """
+
+    ids: NDArray[np.int32]
+    logp: NDArray[np.float16]
+    gold: NDArray[np.float32]
+    best: NDArray[np.int32]
+    weight: NDArray[np.float32]
+
+
+def strata(width: int) -> list[tuple[int, int, int]]:
+    """The strata of a vocabulary of ``width``: first rank, last rank and how many of these are kept."""
+    found = []
+    for first, last, kept in _STRATA:
+        end = min(width, width if last is None else last)
+        if end > first:
+            found.append((first, end, min(kept, end - first)))
+    return found
+
+
+def weights(width: int) -> NDArray[np.float32]:
+    """How many tokens each kept one stands for, float32 [kept]."""
+    return np.concatenate([np.full(kept, (end - first) / kept, np.float32) for first, end, kept in strata(width)])
+
+
+def keep(logits: Logits, random: np.random.Generator) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
+    """Ids and log-probs of the tokens that are kept of one row, float32 [width]; the likeliest one is the first."""
+    parts = strata(len(logits))
+    cuts = [first for first, _, _ in parts[1:]]
+    order = np.argpartition(-logits, cuts) if cuts else np.arange(len(logits))
+    chosen = []
+    for first, end, kept in parts:
+        stratum = order[first:end]
+        chosen.append(stratum if kept == len(stratum) else random.choice(stratum, kept, replace=False))
+    ids = np.concatenate(chosen).astype(np.int32)
+    front = int(logits[ids].argmax())
+    ids[[0, front]] = ids[[front, 0]]
+    return ids, (logits[ids] - log_normalizer(logits[None])[0]).astype(np.float16)
+
+
+def known_rows(
+    base: Path,
+    experts: Mapping[str, Path | None],
+    examples: Sequence[Encoded],
+    folder: Path,
+    threads: int,
+    report: Callable[[str, int, int], None],
+) -> dict[str, KnownRows]:
+    """Every expert's rows, of the GGUF ``base`` with its GGUF adapter (None: the base itself).
+
+    They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. ``report(name, done,
+    total)`` counts examples.
+    """
+    found = {}
+    for name, adapter in experts.items():
+        files = [base] if adapter is None else [base, adapter]
+        place = folder / f"{name}-{fingerprint(files, examples, _STRATA)[:16]}"
+        if not place.is_dir():
+            _write(base, adapter, examples, place, threads, lambda done, n=name: report(n, done, len(examples)))  # type: ignore[misc]
+        found[name] = _read(place)
+    return found
+
+
+def _read(place: Path) -> KnownRows:
+    arrays = {name: np.load(place / f"{name}.npy", mmap_mode="r") for name in ("ids", "logp", "gold", "best", "weight")}
+    return KnownRows(**arrays)
+
+
+def _write(
+    base: Path,
+    adapter: Path | None,
+    examples: Sequence[Encoded],
+    place: Path,
+    threads: int,
+    report: Callable[[int], None],
+) -> None:
+    """Write one expert's rows beside their place, and rename them when they are whole."""
+    beside = place.with_name(f"{place.name}.part")
+    beside.mkdir(parents=True, exist_ok=True)
+    model = LlamaModel(base)
+    try:
+        loaded = model.load_adapter(adapter) if adapter is not None else None
+        longest = max(len(example.prompt) + len(example.answer) for example in examples)
+        source = LlamaSource(model, context=longest, adapter=loaded, threads=threads, max_rows=_BLOCK)
+        try:
+            _score(source, model.size, examples, beside, report)
+        finally:
+            source.close()
+    finally:
+        model.close()
+    (beside / "done.json").unlink(missing_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    beside.replace(place)
+
+
+def _score(
+    source: LogitSource, width: int, examples: Sequence[Encoded], folder: Path, report: Callable[[int], None]
+) -> None:
+    tokens, count = sum(len(example.answer) for example in examples), len(weights(width))
+    shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
+        "ids": (np.int32, (tokens, count)),
+        "logp": (np.float16, (tokens, count)),
+        "gold": (np.float32, (tokens,)),
+        "best": (np.int32, (tokens,)),
+    }
+    marker = folder / "done.json"
+    first = json.loads(marker.read_text()) if marker.is_file() else 0
+    mode = "r+" if first else "w+"
+    arrays = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype=kind, shape=shape)
+        for name, (kind, shape) in shapes.items()
+    }
+    np.save(folder / "weight.npy", weights(width))
+    at = sum(len(example.answer) for example in examples[:first])
+    for number in range(first, len(examples)):
+        random = np.random.default_rng(number)  # so that a run that was cut off draws the same
+        for target, row in zip(examples[number].answer, answer_rows(source, width, examples[number]), strict=True):
+            arrays["ids"][at], arrays["logp"][at] = keep(row, random)
+            arrays["gold"][at] = row[target] - log_normalizer(row[None])[0]
+            arrays["best"][at] = arrays["ids"][at][0]
+            at += 1
+        if not np.isfinite(arrays["gold"][at - 1]):
+            raise ModelError("an expert gives logits that are not finite", "convert it again")
+        report(number + 1)
+        if (number + 1) % _SAVE_EVERY == 0:
+            for array in arrays.values():
+                array.flush()
+            part = marker.with_name("done.part")
+            part.write_text(json.dumps(number + 1))
+            part.replace(marker)
+    for array in arrays.values():
+        array.flush()
+
+
+def answer_rows(source: LogitSource, width: int, example: Encoded) -> Iterator[Logits]:
+    """The row before each answer token, float32 [width]; a view that holds until the next one is asked for."""
+    source.rewind(0, 0)
+    source.extend([Feed(0, example.prompt[:-1], 0)])
+    inputs = [example.prompt[-1], *example.answer[:-1]]
+    for start in range(0, len(inputs), _BLOCK):
+        block = inputs[start : start + _BLOCK]
+        (rows,) = source.extend([Feed(0, block, len(block))])
+        yield from rows.logits[:, :width]

@@ -1,0 +1,164 @@
+"""Routers trained on tiny real models, by every objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from converters.adapter import convert_adapter
+from frcli.examples import Encoded
+from frcli.training.loop import Progress, Schedule
+
+pytestmark = pytest.mark.train
+
+EXAMPLES = [Encoded([1 + i, 2, 3], [4 + i % 5, 5, 2]) for i in range(12)] + [
+    Encoded([9] * 9, [8, 7]),
+    Encoded([6], [7]),
+]
+PAIRS = [(Encoded([1 + i, 2, 3], [4 + i % 5, 5, 2]), Encoded([1 + i, 2, 3], [30 + i, 31])) for i in range(8)]
+SCHEDULE = Schedule(epochs=12, budget=48, learning_rate=1e-2, save_every=5)
+
+
+def no_report(*_: Any) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, Path | None]]:
+    """A base, and an expert that has learnt the answers."""
+    from frcli.training.expert import train_expert
+
+    folder = tmp_path_factory.mktemp("experts")
+    base = tiny.write_gguf(folder / "tiny.gguf")
+    schedule = Schedule(epochs=6, budget=48, learning_rate=1e-2)
+    train_expert(base, EXAMPLES, folder / "peft", rank=4, schedule=schedule, threads=1, report=no_report)
+    convert_adapter(folder / "peft", base, folder / "taught.gguf")
+    return base, {"general": None, "taught": folder / "taught.gguf"}
+
+
+def train(
+    experts: tuple[Path, Mapping[str, Path | None]],
+    out: Path,
+    stop: int = 0,
+    schedule: Schedule = SCHEDULE,
+    **more: Any,
+) -> tuple[Path, list[dict[str, float]]]:
+    from frcli.training.router import Recipe, train_router
+
+    pairs, start = more.pop("pairs", ()), more.pop("start", None)
+    steps: list[dict[str, float]] = []
+
+    def report(progress: Progress) -> None:
+        assert all(map(math.isfinite, progress.losses.values()))
+        steps.append(progress.losses)
+        if progress.step == stop:
+            raise KeyboardInterrupt
+
+    file = train_router(
+        experts[0],
+        experts[1],
+        EXAMPLES,
+        out,
+        recipe=Recipe(rank=4, **more),
+        schedule=schedule,
+        threads=1,
+        report=report,
+        report_scores=no_report,
+        pairs=pairs,
+        start=start,
+    )
+    return file, steps
+
+
+@pytest.mark.parametrize("more", [{}, {"objective": "fused"}, {"objective": "fused", "gate": True}])
+def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, more: dict[str, Any]
+) -> None:
+    from converters.router import convert_router
+    from frcli.sources.onnx import OnnxRouter
+    from frcli.sources.source import Feed
+
+    file, steps = train(experts, tmp_path / "router", **more)
+    assert np.mean([step["fused"] for step in steps[-5:]]) < 0.5 * steps[0]["fused"]
+    assert np.mean([step["accepted"] for step in steps[-5:]]) > steps[0]["accepted"]
+    convert_router(experts[0], tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", check=False)
+    router = OnnxRouter(tmp_path / "r.onnx", context=64)
+    chosen = []
+    for example in EXAMPLES:
+        router.rewind(0, 0)
+        rows = router.extend([Feed(0, [*example.prompt, *example.answer[:-1]], len(example.answer))])[0]
+        assert rows.weights is not None and rows.prompt_weights is not None
+        assert (rows.gate is not None) == ("gate" in more)
+        chosen += rows.weights.argmax(axis=1).tolist()
+        assert rows.prompt_weights[0].argmax() == 1
+    if more.get("objective") != "fused":  # fused with a router that knows them too, both experts will do
+        assert np.mean(chosen) > 0.8  # the taught expert knows these answers, the base does not
+
+
+@pytest.mark.parametrize("more", [{"objective": "fused", "gate": True}, {"pairs": PAIRS}])
+def test_a_run_that_was_cut_off_ends_bit_for_bit_the_same(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, more: dict[str, Any]
+) -> None:
+    from safetensors.numpy import load_file
+
+    whole, _ = train(experts, tmp_path / "whole", **more)
+    with pytest.raises(KeyboardInterrupt):
+        train(experts, tmp_path / "cut", stop=13, **more)
+    cut, steps = train(experts, tmp_path / "cut", **more)
+    one, other = load_file(whole), load_file(cut)
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "cut" / "checkpoint.pt").exists()
+
+
+def test_cdpo_goes_on_from_a_router_and_parts_right_from_wrong(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path
+) -> None:
+    first, _ = train(experts, tmp_path / "first", schedule=Schedule(epochs=2, budget=48, learning_rate=1e-3))
+    gentle = Schedule(epochs=6, budget=48, learning_rate=3e-3)
+    _, steps = train(experts, tmp_path / "second", schedule=gentle, pairs=PAIRS, start=first)
+    losses = [step["cdpo"] for step in steps if "cdpo" in step]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert any("lm" in step for step in steps)
+
+
+def test_the_first_step_of_cdpo_has_no_margin_but_the_experts(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path
+) -> None:
+    """At the start the router is its own reference: the loss is that of the offset alone."""
+    from frcli.training.known import known_rows
+
+    first, _ = train(experts, tmp_path / "first", schedule=Schedule(epochs=1, budget=48, learning_rate=1e-3))
+    one = Schedule(epochs=1, budget=10_000, learning_rate=1e-9, max_steps=1)
+    _, steps = train(experts, tmp_path / "second", schedule=one, pairs=PAIRS, start=first)
+    everything = [*EXAMPLES, *(answer for pair in PAIRS for answer in pair)]
+    rows = known_rows(experts[0], experts[1], everything, tmp_path / "second" / "rows", 1, no_report)
+    gold = np.stack([each.gold for each in rows.values()])
+    at, offsets = sum(len(e.answer) for e in EXAMPLES), []
+    for right, wrong in PAIRS:
+        sums = []
+        for answer in (right, wrong):
+            sums.append(gold[:, at : at + len(answer.answer)])
+            at += len(answer.answer)
+        offsets.append(sums)
+    # Which expert the router chooses is its own matter: the loss lies between the extremes of all choices.
+    low = [0.1 * (right.min(0).sum() - wrong.max(0).sum()) for right, wrong in offsets]
+    high = [0.1 * (right.max(0).sum() - wrong.min(0).sum()) for right, wrong in offsets]
+    bounds = [float(np.mean(np.log1p(np.exp(-np.array(margin))))) for margin in (high, low)]
+    assert bounds[0] - 1e-4 <= steps[0]["cdpo"] <= bounds[1] + 1e-4
+
+
+def test_a_start_that_does_not_fit_is_refused(experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path) -> None:
+    from frcli.errors import ModelError
+
+    other = tiny.write_trained(tmp_path / "router.safetensors", experts=("a", "b", "c"))
+    with pytest.raises(ModelError, match="other layers or experts"):
+        train(experts, tmp_path / "out", start=other)
+    wide = tiny.write_trained(tmp_path / "wide.safetensors", experts=("general", "taught"), rank=8)
+    with pytest.raises(ModelError, match="rank 8"):
+        train(experts, tmp_path / "out", start=wide)

@@ -84,7 +84,6 @@ def compare(
     against = plan.against or plan.policies[0]
     if against not in plan.policies:
         raise UsageError(f"{against} is not compared", f"the policies are {', '.join(plan.policies)}")
-    names = [task for task, _ in chosen.items()]
     document: dict[str, Any] = {
         "bundle": engine.bundle.name,
         "limit": plan.limit,
@@ -92,7 +91,7 @@ def compare(
         "at_once": engine.sequences,
         "draft": engine.options.draft,
         "tasks": {name: {"metric": task.metric, "items": task.items} for name, task in chosen.items()},
-        "groups": logiglue.groups(names),
+        "groups": logiglue.groups(chosen),
         "systems": {},
         "samples": [
             {"task": name, "doc": doc, "prompt": "", "answer": "", "written": {}}
@@ -168,7 +167,8 @@ class _Recorder:
         files = [artifact.sha256 or str(artifact.path) for artifact in engine.bundle.artifacts()]
         self._setting = [files, system, options.gamma, options.sharp, engine.context, options.draft]
         self._steps: dict[tuple[str, int], list[Step]] = {}
-        self._done, self._last = 0, time.perf_counter()
+        self._done: set[tuple[str, int]] = set()
+        self._last = time.perf_counter()
         self.taken: dict[str, dict[str, float]] = {}
         self.traces: dict[tuple[str, int], list[Any]] = {}
 
@@ -196,8 +196,8 @@ class _Recorder:
         self._note(instance, entry)
 
     def _note(self, instance: Any, entry: Mapping[str, Any]) -> None:
-        self._done += 1
-        self._report(self._done)
+        self._done.add(self._item(instance))  # an item may ask several things
+        self._report(len(self._done))
         if "tokens" in entry:
             taken = self.taken.setdefault(instance.task_name, {"tokens": 0, "seconds": 0.0, "calls": 0})
             for what in taken:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from frcli.errors import ModelError
 Array = NDArray[np.float32]
 
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+_LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,22 @@ class Checkpoint:
                 f"{self.path} holds values in {name} that are not finite", "the file is damaged: fetch it again"
             )
         return array
+
+    def keeping(self, layers: Sequence[int]) -> Checkpoint:
+        """Return the checkpoint that has only these layers, in this order, numbered anew.
+
+        Raises ``ModelError`` unless they rise and exist.
+        """
+        if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < self.config.layers:
+            raise ModelError(f"{self.path} has {self.config.layers} layers, of which {list(layers)} cannot be kept")
+
+        def read(name: str) -> Array:
+            if name.startswith(_LAYERS):
+                number, _, rest = name.removeprefix(_LAYERS).partition(".")
+                name = f"{_LAYERS}{layers[int(number)]}.{rest}"
+            return self.read(name)
+
+        return replace(self, config=replace(self.config, layers=len(layers)), read=read)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -69,6 +69,8 @@ def convert_router(
         part = read_trained(file)
         source["trained"] = fingerprint(file)
         _check_together(base, source["base"], checkpoint, file, part, experts)
+        if part.layers is not None:
+            checkpoint = checkpoint.keeping(part.layers)
         checkpoint = merge(checkpoint, part.delta)
     elif experts:
         raise UsageError("experts were named, but there is no trained router that tells them apart", "give it too")

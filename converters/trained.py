@@ -14,7 +14,9 @@ strings ``experts`` (JSON list of names, in the order of the rows of ``routing.w
 A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``prompt.weight`` is a
 head that chooses one expert for a whole answer, at the prompt's last token. ``gate.weight``, its last column a bias, is
 a head whose sigmoid weighs the router's logits token by token. ``calibration`` holds token ids of texts of
-the kind that the router will read; quantization to few bits minds what they need most.
+the kind that the router will read; quantization to few bits minds what they need most. A fourth string, ``layers``, is
+there for a router of fewer layers than its base: a JSON list of those of the base that it has, from 0 and rising;
+``<module>`` counts the layers that are left.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ class Trained:
 
     ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
     hidden state after the final norm; row i belongs to ``experts[i]``, and so it is with ``prompt``, if there is one.
-    ``gate`` is float32 [1, hidden + 1], the bias last.
+    ``gate`` is float32 [1, hidden + 1], the bias last; ``layers`` are the base's that the router has, None for all.
     ``calibration`` int32 [sequences, length] holds the ids of texts to quantize for, if there are any.
     """
 
@@ -57,6 +59,7 @@ class Trained:
     calibration: NDArray[np.int32] | None = None
     prompt: NDArray[np.float32] | None = None
     gate: NDArray[np.float32] | None = None
+    layers: tuple[int, ...] | None = None
 
 
 def save_trained(
@@ -70,6 +73,7 @@ def save_trained(
     calibration: NDArray[np.int32] | None = None,
     prompt: NDArray[Any] | None = None,
     gate: NDArray[Any] | None = None,
+    layers: Sequence[int] | None = None,
 ) -> None:
     """Write the trained part of a router to the file ``path``.
 
@@ -91,7 +95,9 @@ def save_trained(
     if calibration is not None:
         tensors[_CALIBRATION] = np.ascontiguousarray(calibration)
     metadata = {"experts": json.dumps(list(experts)), "scale": repr(float(scale)), "base_sha256": base_sha256}
-    problem = _problem(tensors, list(experts), float(scale))
+    if layers is not None:
+        metadata["layers"] = json.dumps(list(layers))
+    problem = _problem(tensors, list(experts), float(scale), None if layers is None else list(layers))
     if problem:
         raise DataError(f"a trained router cannot be saved: {problem}")
     with staging(path, force) as folder:
@@ -121,9 +127,10 @@ def read_trained(path: Path) -> Trained:
         experts = json.loads(metadata["experts"])
         scale = float(metadata["scale"])
         base_sha256 = metadata["base_sha256"]
+        layers = json.loads(metadata["layers"]) if "layers" in metadata else None
     except (KeyError, ValueError) as error:
         raise ModelError(f"{file} has no usable header entry for {error}", "it is not a trained router") from error
-    problem = _problem(tensors, experts, scale)
+    problem = _problem(tensors, experts, scale, layers)
     if problem:
         raise ModelError(f"{file} is not a usable trained router: {problem}", hint)
     delta = {
@@ -133,10 +140,11 @@ def read_trained(path: Path) -> Trained:
     }
     prompt, gate = (tensors[name].astype(np.float32) if name in tensors else None for name in (_PROMPT, _GATE))
     routing = tensors[_ROUTING].astype(np.float32)
-    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt, gate)
+    kept = None if layers is None else tuple(layers)
+    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt, gate, kept)
 
 
-def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) -> str:
+def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float, layers: Any) -> str:
     """Return what is wrong with a file's contents, or nothing."""
     if not isinstance(experts, list) or not experts or not all(isinstance(name, str) and name for name in experts):
         return "the experts are not a list of names"
@@ -144,6 +152,8 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
         return f"an expert is named twice in {', '.join(experts)}"
     if not math.isfinite(scale):
         return f"the scale is {scale}"
+    if layers is not None and not _rises(layers):
+        return f"the layers are {layers}, not numbers that rise from 0"
     routing = tensors.get(_ROUTING)
     if routing is None or routing.ndim != 2 or routing.shape[0] != len(experts):
         shape = "missing" if routing is None else f"of shape {list(routing.shape)}"
@@ -173,6 +183,12 @@ def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float) ->
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             return f"{stem} has A {list(a.shape)} and B {list(b.shape)}, which do not multiply"
     return ""
+
+
+def _rises(layers: Any) -> bool:
+    if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
+        return False
+    return layers[0] >= 0 and all(one < other for one, other in zip(layers, layers[1:], strict=False))
 
 
 def _calibration_problem(ids: NDArray[Any]) -> str:

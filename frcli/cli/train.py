@@ -63,11 +63,13 @@ def expert(
     dry_run: DryRun = False,
 ) -> None:
     """Train a LoRA expert on the answers of one domain's examples; the result is a PEFT adapter in OUT."""
+    from frcli.training.base import EXPERT_MODULES
     from frcli.training.loop import Schedule
 
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
     examples, _ = _prepare(base, data, max_length, schedule)
     if dry_run:
+        _say_cost(base, examples, schedule, EXPERT_MODULES, rank)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
@@ -123,6 +125,14 @@ def router(
         Path | None,
         typer.Option(metavar="FILE", help="Go on from this router.safetensors.", show_default=False),
     ] = None,
+    layers: Annotated[
+        int, typer.Option(min=0, help="Layers that are kept of the base, chosen by least harm; 0 for all.")
+    ] = 0,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="ONNX", help="A router to distill from, such as one of full depth.", show_default=False),
+    ] = None,
+    distill: Annotated[float, typer.Option(min=0, help="Weight of the divergence from the teacher.")] = 1.0,
     epochs: Epochs = 1,
     learning_rate: Rate = 1e-3,
     batch_tokens: Budget = 1536,
@@ -137,6 +147,7 @@ def router(
     """
     from frcli.bundle import valid_name
     from frcli.errors import UsageError
+    from frcli.training.base import ROUTER_MODULES
     from frcli.training.loop import Schedule
 
     if objective not in ("sft", "fused"):
@@ -162,10 +173,13 @@ def router(
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
     examples, encoded = _prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:
+        both = [answer for pair in encoded for answer in pair]
+        _say_cost(base, [*examples, *both], schedule, ROUTER_MODULES, rank, layers, len(examples))
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
-    from frcli.training.router import Recipe, train_router
+    from frcli.training.model import Recipe
+    from frcli.training.router import train_router
 
     _refuse_finished(out / "router.safetensors")
     with training_progress() as report:
@@ -174,13 +188,14 @@ def router(
             named,
             examples,
             out,
-            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank),
+            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, distill),
             schedule=schedule,
             threads=threads or physical_cores(),
             report=report,
             report_scores=report.scoring,
             pairs=encoded,
             start=start,
+            teacher=teacher,
         )
     typer.echo(
         f"wrote {trained}; export it with: frcli convert router --base {base} --trained {trained} -o router.onnx",
@@ -279,13 +294,37 @@ def _prepare(
     finally:
         model.close()
     everything = [*encoded, *(answer for pair in both for answer in pair)]
-    units = [[i] for i in range(len(encoded))] + [[i, i + 1] for i in range(len(encoded), len(everything), 2)]
+    units = _units(len(encoded), len(everything))
     tokens = sum(len(e.prompt) + len(e.answer) for e in everything)
     answers = sum(len(e.answer) for e in everything)
     steps = len(plan(everything, schedule, units))
     counted = f"{len(encoded)} examples" + (f" and {len(both)} pairs" if both else "")
     typer.echo(f"{counted}, {tokens} tokens ({answers} of answers), {steps} steps", err=True)
     return encoded, both
+
+
+def _units(single: int, rows: int) -> list[list[int]]:
+    """Rows that must stay together: none of the first ones, then pairs."""
+    return [[i] for i in range(single)] + [[i, i + 1] for i in range(single, rows, 2)]
+
+
+def _say_cost(
+    base: Path,
+    examples: list[Encoded],
+    schedule: Schedule,
+    modules: Sequence[str],
+    rank: int,
+    layers: int = 0,
+    single: int | None = None,
+) -> None:
+    from frcli.cli.ui import size
+    from frcli.sources.devices import available_memory
+    from frcli.training.estimate import estimate
+
+    units = None if single is None else _units(single, len(examples))
+    cost = estimate(base, examples, schedule, modules, rank, layers=layers, units=units)
+    memory, minutes = f"{size(cost.memory)} of memory ({size(available_memory())} are free)", cost.seconds / 60
+    typer.echo(f"about {memory} and {minutes:.0f} minutes, without the experts' own reading", err=True)
 
 
 def _refuse_finished(file: Path) -> None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from frcli.errors import ModelError
 from frcli.examples import Encoded
 from frcli.fusion.likelihood import log_normalizer
 from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Feed, Logits, LogitSource
 from frcli.training.loop import fingerprint
 
@@ -97,9 +100,49 @@ def known_rows(
         files = [base] if adapter is None else [base, adapter]
         place = folder / f"{name}-{fingerprint(files, examples, _STRATA)[:16]}"
         if not place.is_dir():
-            _write(base, adapter, examples, place, threads, lambda done, n=name: report(n, done, len(examples)))  # type: ignore[misc]
+            with _expert(base, adapter, examples, threads) as (source, width):
+                _write(source, width, examples, place, partial(_count, report, name, len(examples)))
         found[name] = _read(place)
     return found
+
+
+def teacher_rows(
+    router: Path, examples: Sequence[Encoded], folder: Path, threads: int, report: Callable[[str, int, int], None]
+) -> KnownRows:
+    """The rows of an ONNX router, to be distilled from, kept and read again in the same way."""
+    place = folder / f"teacher-{fingerprint([router], examples, _STRATA)[:16]}"
+    if not place.is_dir():
+        source = OnnxRouter(router, context=_longest(examples), threads=threads)
+        try:
+            _write(source, source.width, examples, place, partial(_count, report, "the teacher", len(examples)))
+        finally:
+            source.close()
+    return _read(place)
+
+
+def _count(report: Callable[[str, int, int], None], name: str, total: int, done: int) -> None:
+    report(name, done, total)
+
+
+def _longest(examples: Sequence[Encoded]) -> int:
+    return max(len(example.prompt) + len(example.answer) for example in examples)
+
+
+@contextmanager
+def _expert(
+    base: Path, adapter: Path | None, examples: Sequence[Encoded], threads: int
+) -> Iterator[tuple[LogitSource, int]]:
+    """An expert in llama.cpp, and how many tokens its vocabulary has."""
+    model = LlamaModel(base)
+    try:
+        loaded = model.load_adapter(adapter) if adapter is not None else None
+        source = LlamaSource(model, context=_longest(examples), adapter=loaded, threads=threads, max_rows=_BLOCK)
+        try:
+            yield source, model.size
+        finally:
+            source.close()
+    finally:
+        model.close()
 
 
 def _read(place: Path) -> KnownRows:
@@ -108,27 +151,12 @@ def _read(place: Path) -> KnownRows:
 
 
 def _write(
-    base: Path,
-    adapter: Path | None,
-    examples: Sequence[Encoded],
-    place: Path,
-    threads: int,
-    report: Callable[[int], None],
+    source: LogitSource, width: int, examples: Sequence[Encoded], place: Path, report: Callable[[int], None]
 ) -> None:
-    """Write one expert's rows beside their place, and rename them when they are whole."""
+    """Write a source's rows beside their place, and rename them when they are whole."""
     beside = place.with_name(f"{place.name}.part")
     beside.mkdir(parents=True, exist_ok=True)
-    model = LlamaModel(base)
-    try:
-        loaded = model.load_adapter(adapter) if adapter is not None else None
-        longest = max(len(example.prompt) + len(example.answer) for example in examples)
-        source = LlamaSource(model, context=longest, adapter=loaded, threads=threads, max_rows=_BLOCK)
-        try:
-            _score(source, model.size, examples, beside, report)
-        finally:
-            source.close()
-    finally:
-        model.close()
+    _score(source, width, examples, beside, report)
     (beside / "done.json").unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)

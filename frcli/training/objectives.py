@@ -68,6 +68,15 @@ def agreement(logits: Any, kept: Kept, chosen: Any, gamma: Any) -> Any:
     return (best == logits.argmax(-1)).float().mean()
 
 
+def distill_loss(logits: Any, ids: Any, logp: Any, weight: Any) -> Any:
+    """``sum_t KL(teacher || router)``, a scalar, over what is kept of the teacher's rows: ``ids`` int64 and ``logp``
+    [n, k], ``weight`` [k]. What the kept tokens do not hold of the teacher's probability is spread over them.
+    """
+    teacher = (logp + weight.log()).log_softmax(-1)
+    router = logits.log_softmax(-1).gather(1, ids) + weight.log()
+    return (teacher.exp() * (teacher - router)).sum()
+
+
 def cdpo_loss(chosen: Any, rejected: Any, reference: Any, offset: Any, beta: float) -> Any:
     """``-sum log sigmoid(beta ((chosen - rejected) - reference) + offset)``, a scalar over pairs: FusionRoute's CDPO
     (arXiv 2601.05106, equation 3).

@@ -12,123 +12,32 @@ import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from frcli.errors import ModelError
 from frcli.examples import Encoded
 from frcli.training import objectives
-from frcli.training.base import ROUTER_MODULES, add_lora, hidden_states, load_base
 from frcli.training.batches import Batch, calibration_tokens, make_batch, plan_epoch
+from frcli.training.depth import chosen_layers
 from frcli.training.head import fit_head
-from frcli.training.known import KnownRows, known_rows
+from frcli.training.known import KnownRows, known_rows, teacher_rows
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
+from frcli.training.model import FUSED, SFT, Recipe, RouterModel
 
-SFT, FUSED = "sft", "fused"
 FILE_NAME = "router.safetensors"
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What is trained for.
-
-    ``objective`` is ``sft``: ``L_LM + lam * L_expert`` (FusionRoute, arXiv 2601.05106, equation 2), or ``fused``: the
-    NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
-    which with ``gate`` a head gives for each token. ``beta`` is that of CDPO.
-    """
-
-    objective: str = SFT
-    lam: float = 1 / 3
-    lm_share: float = 0.1
-    gamma: float = 1.0
-    gate: bool = False
-    beta: float = 0.1
-    rank: int = 32
-
-
-class RouterModel:
-    """The router in torch: a peft model, the routing head and, if the recipe has one, the gate."""
-
-    def __init__(self, base: Path, experts: int, recipe: Recipe, threads: int, seed: int) -> None:
-        model = load_base(base, threads)
-        import torch
-
-        torch.manual_seed(seed)
-        self.recipe = recipe
-        self.language = add_lora(model, ROUTER_MODULES, recipe.rank)
-        self.head = torch.nn.Linear(model.config.hidden_size, experts, bias=False)
-        torch.nn.init.normal_(self.head.weight, std=0.01)
-        self.gate = torch.nn.Linear(model.config.hidden_size, 1) if recipe.gate else None
-        if self.gate is not None:
-            torch.nn.init.zeros_(self.gate.weight)
-            torch.nn.init.zeros_(self.gate.bias)
-
-    def parameters(self) -> list[Any]:
-        """Everything that may learn."""
-        gate = [] if self.gate is None else list(self.gate.parameters())
-        return [*self.language.parameters(), *self.head.parameters(), *gate]
-
-    def states(self, batch: Batch) -> Any:
-        """The hidden states before the batch's answer tokens, [n, hidden]."""
-        import torch
-
-        hidden = hidden_states(self.language, torch.from_numpy(batch.ids))
-        return hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
-
-    def logits(self, states: Any) -> Any:
-        """Next-token logits, [n, vocabulary]."""
-        return self.language.get_output_embeddings()(states)
-
-    def gamma(self, states: Any) -> Any:
-        """The exponent of the router's logits: the recipe's number, with a gate times its sigmoid, [n]."""
-        return self.recipe.gamma if self.gate is None else self.recipe.gamma * self.gate(states)[:, 0].sigmoid()
-
-    def load(self, file: Path) -> None:
-        """Go on from a router that was trained before; raises ``ModelError`` for one that does not fit."""
-        import torch
-
-        from converters.trained import read_trained
-
-        trained = read_trained(file)
-        modules = {
-            name.removeprefix("base_model.model."): module
-            for name, module in self.language.named_modules()
-            if hasattr(module, "lora_A")
-        }
-        if set(trained.delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
-            raise ModelError(f"{file} was trained on other layers or experts", "start from a router of this base")
-        with torch.no_grad():
-            for name, lora in trained.delta.items():
-                for part, values in (("lora_A", lora.a), ("lora_B", lora.b)):
-                    weight = getattr(modules[name], part)["default"].weight
-                    if tuple(weight.shape) != values.shape:
-                        raise ModelError(f"{file} has rank {lora.a.shape[0]}", "give --rank that number")
-                    weight.copy_(torch.from_numpy(values.astype(np.float32)))
-            self.head.weight.copy_(torch.from_numpy(trained.routing))
-            if self.gate is not None and trained.gate is not None:
-                self.gate.weight.copy_(torch.from_numpy(trained.gate[:, :-1]))
-                self.gate.bias.copy_(torch.from_numpy(trained.gate[0, -1:]))
-
-    def delta(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """What the language model has learnt: A and B by module path."""
-        return {
-            name.removeprefix("base_model.model."): tuple(
-                getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
-                for part in ("lora_A", "lora_B")
-            )
-            for name, module in self.language.named_modules()
-            if hasattr(module, "lora_A")
-        }
 
 
 class Known:
     """The experts' rows of all rows that are trained on, by example."""
 
-    def __init__(self, rows: Mapping[str, KnownRows], examples: Sequence[Encoded]) -> None:
-        self._rows = list(rows.values())
+    def __init__(
+        self, rows: Mapping[str, KnownRows], examples: Sequence[Encoded], teacher: KnownRows | None = None
+    ) -> None:
+        self._rows, self._teacher = list(rows.values()), teacher
         ends = np.cumsum([len(example.answer) for example in examples])
         self._spans = [slice(int(end) - len(e.answer), int(end)) for e, end in zip(examples, ends, strict=True)]
 
@@ -150,6 +59,23 @@ class Known:
             torch.from_numpy(np.array(self._rows[0].weight)),
             torch.from_numpy(stacked("gold")),
             torch.from_numpy(np.any(best != best[:, :1], axis=1)),
+        )
+
+    def distilled(self, logits: Any, indices: Sequence[int]) -> Any:
+        """The divergence from the teacher at the answer tokens of the examples, whose ``logits`` these are; None
+        without a teacher.
+        """
+        import torch
+
+        if (teacher := self._teacher) is None:
+            return None
+        ids, logp = (
+            np.concatenate([getattr(teacher, name)[self._spans[index]] for index in indices])
+            for name in ("ids", "logp")
+        )
+        weight = torch.from_numpy(np.array(teacher.weight))
+        return objectives.distill_loss(
+            logits, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(logp.astype(np.float32)), weight
         )
 
 
@@ -176,19 +102,27 @@ def train_router(
     report_scores: Callable[[str, int, int], None],
     pairs: Sequence[tuple[Encoded, Encoded]] = (),
     start: Path | None = None,
+    teacher: Path | None = None,
 ) -> Path:
     """Train delta, heads and gate for ``experts`` (name -> GGUF adapter, or None for the base itself), in this order.
 
     ``pairs`` are a right and a wrong answer to one prompt each: with them CDPO is added, relative to the router that
-    ``start`` names, from which training goes on. Returns the path of ``out``/router.safetensors, which ``convert
-    router`` merges with the base. The experts' rows and a checkpoint are kept in ``out`` until the end, so that a run
-    that was cut off goes on.
+    ``start`` names, from which training goes on. ``teacher`` is an ONNX router to distill from. Returns the path of
+    ``out``/router.safetensors, which ``convert router`` merges with the base. The experts' rows and a checkpoint are
+    kept in ``out`` until the end, so that a run that was cut off goes on.
     """
     from converters.trained import save_trained
 
     everything = [*examples, *(answer for pair in pairs for answer in pair)]
-    known = Known(known_rows(base, experts, everything, out / "rows", threads, report_scores), everything)
-    router = RouterModel(base, len(experts), recipe, threads, schedule.seed)
+    rows = known_rows(base, experts, everything, out / "rows", threads, report_scores)
+    taught = teacher_rows(teacher, everything, out / "rows", threads, report_scores) if teacher is not None else None
+    known = Known(rows, everything, taught)
+
+    def choose(model: Any) -> list[int]:
+        report = partial(report_scores, "layers left out")
+        return chosen_layers(model, base, examples, recipe.layers, out, schedule.seed, report)
+
+    router = RouterModel(base, len(experts), recipe, threads, schedule.seed, choose)
     if start is not None:
         router.load(start)
     first = len(examples)  # the first row of a pair
@@ -197,7 +131,7 @@ def train_router(
     def loss_of(batch: Batch) -> dict[str, Any]:
         return losses(router, known, batch, first, before)
 
-    files = [base, *filter(None, experts.values()), *filter(None, [start])]
+    files = [base, *filter(None, experts.values()), *filter(None, [start, teacher])]
     run = fingerprint(files, everything, list(experts), recipe, schedule)
     units = [[i] for i in range(first)] + [[first + 2 * i, first + 2 * i + 1] for i in range(len(pairs))]
     checkpoint = out / "checkpoint.pt"
@@ -217,6 +151,7 @@ def train_router(
         calibration=calibration_tokens(examples, schedule.seed),
         prompt=prompt,
         gate=gate,
+        layers=router.layers if router.shallow else None,
     )
     checkpoint.unlink(missing_ok=True)
     return file
@@ -242,8 +177,13 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
             loss = lm + recipe.lam * objectives.routing_loss(weights, kept) / n
         else:
             loss = (weights.softmax(-1) * nll).sum() / n + recipe.lm_share * lm
+        distilled = known.distilled(mine, [index for index in batch.indices if index < first])
+        if distilled is not None:
+            loss = loss + recipe.distill * distilled / n
         chosen = weights.detach().argmax(-1, keepdim=True)
         found = {"lm": lm, "fused": nll.detach().gather(1, chosen).mean()}
+        if distilled is not None:
+            found["distilled"] = distilled / n
         found["accepted"] = objectives.agreement(mine.detach(), kept, chosen, gamma)
     if before is not None and of_pair.any():
         logp = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]

@@ -96,7 +96,8 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
     for command in (("expert",), ("router", "--expert", "general", "--expert", "math")):
         result = frcli("train", *command, *common)
         assert result.returncode == 0, result.stderr
-        assert result.stderr.startswith("6 examples, ")
+        plan, cost = result.stderr.splitlines()
+        assert plan.startswith("6 examples, ") and " of memory (" in cost and "0 minutes" in cost
     assert not (tmp_path / "out").exists()
     result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
     assert result.returncode == 2 and "given twice" in result.stderr

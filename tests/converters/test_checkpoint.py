@@ -183,3 +183,16 @@ def test_fingerprint_changes_with_the_weights(base: Path, tmp_path: Path) -> Non
 
 def _edit(file: Path, **changes: object) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_some_layers_are_kept_and_numbered_anew(tmp_path: Path) -> None:
+    whole = open_checkpoint(tiny.write_gguf(tmp_path / "deep.gguf", tiny.TinyShape(layers=4)))
+    part = whole.keeping([1, 3])
+    assert part.config.layers == 2
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(part.tensor(name.format(0)), whole.tensor(name.format(1)))
+    np.testing.assert_array_equal(part.tensor(name.format(1)), whole.tensor(name.format(3)))
+    np.testing.assert_array_equal(part.tensor("model.norm.weight"), whole.tensor("model.norm.weight"))
+    for bad in ([], [1, 0], [0, 4], [-1], [2, 2]):
+        with pytest.raises(ModelError, match="cannot be kept"):
+            whole.keeping(bad)

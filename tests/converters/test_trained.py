@@ -39,6 +39,16 @@ def test_calibration(tmp_path: Path) -> None:
     assert read_trained(tiny.write_trained(tmp_path / "without.safetensors")).calibration is None
 
 
+def test_layers(tmp_path: Path) -> None:
+    path = tmp_path / "router.safetensors"
+    save_trained(path, {}, np.zeros((2, 64)), "xy", 1.0, "", layers=[0, 2, 5])
+    assert read_trained(path).layers == (0, 2, 5)
+    assert read_trained(tiny.write_trained(tmp_path / "all.safetensors")).layers is None
+    for bad in ([], [2, 1], [1, 1], [-1, 0], [0.5], [True]):
+        with pytest.raises(DataError, match="rise from 0"):
+            save_trained(tmp_path / "bad", {}, np.zeros((2, 64)), "xy", 1.0, "", layers=bad)  # type: ignore[arg-type]
+
+
 def test_a_gate(tmp_path: Path) -> None:
     got = read_trained(tiny.write_trained(tmp_path / "with.safetensors", gate_bias=0.5))
     assert got.gate is not None and got.gate.shape == (1, 65) and got.gate[0, -1] == 0.5

@@ -49,7 +49,8 @@ def train(
     schedule: Schedule = SCHEDULE,
     **more: Any,
 ) -> tuple[Path, list[dict[str, float]]]:
-    from frcli.training.router import Recipe, train_router
+    from frcli.training.model import Recipe
+    from frcli.training.router import train_router
 
     pairs, start = more.pop("pairs", ()), more.pop("start", None)
     steps: list[dict[str, float]] = []
@@ -162,3 +163,71 @@ def test_a_start_that_does_not_fit_is_refused(experts: tuple[Path, Mapping[str, 
     wide = tiny.write_trained(tmp_path / "wide.safetensors", experts=("general", "taught"), rank=8)
     with pytest.raises(ModelError, match="rank 8"):
         train(experts, tmp_path / "out", start=wide)
+
+
+def test_a_shallow_router_is_healed_by_its_teacher(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path
+) -> None:
+    from converters.router import convert_router
+    from converters.trained import read_trained
+    from frcli.sources.onnx import OnnxRouter
+    from frcli.sources.source import Feed
+    from frcli.training.model import Recipe
+    from frcli.training.router import train_router
+
+    first, _ = train(experts, tmp_path / "whole")
+    teacher = tmp_path / "teacher.onnx"
+    convert_router(experts[0], teacher, first, ("general", "taught"), "fp32", 64, "v", check=False)
+    steps: list[dict[str, float]] = []
+    file = train_router(
+        experts[0],
+        experts[1],
+        EXAMPLES,
+        tmp_path / "shallow",
+        recipe=Recipe(rank=4, layers=1),
+        schedule=SCHEDULE,
+        threads=1,
+        report=lambda progress: steps.append(progress.losses),
+        report_scores=no_report,
+        start=first,
+        teacher=teacher,
+    )
+    assert np.mean([step["distilled"] for step in steps[-5:]]) < 0.5 * np.mean(
+        [step["distilled"] for step in steps[:5]]
+    )
+    trained = read_trained(file)
+    assert trained.layers in ((0,), (1,))
+    assert {name.split(".")[2] for name in trained.delta} == {"0"}
+    out = tmp_path / "r.onnx"
+    convert_router(experts[0], out, file, ("general", "taught"), "fp32", 64, "v", check=True)  # against numpy
+    router = OnnxRouter(out, context=64)
+    (rows,) = router.extend([Feed(0, EXAMPLES[0].prompt, 1)])
+    assert rows.logits.shape == (1, tiny.DEFAULT.vocab)
+
+
+def test_the_layer_that_does_least_harm_is_left_out(tmp_path: Path) -> None:
+    import torch
+
+    from frcli.training.base import load_base
+    from frcli.training.batches import make_batch
+    from frcli.training.depth import drop_layers, least_harm
+    from frcli.training.expert import answer_loss
+
+    shape = tiny.TinyShape(layers=4)
+    base = tiny.write_gguf(tmp_path / "deep.gguf", shape)
+    done: list[tuple[int, int]] = []
+    model = load_base(base, 1)
+    left = least_harm(model, EXAMPLES, 2, lambda *counts: done.append(counts))
+    assert len(model.model.layers) == 4 and done[-1] == (7, 7)
+
+    def nll(layers: list[int]) -> float:
+        fresh = load_base(base, 1)
+        drop_layers(fresh, layers)
+        with torch.inference_mode():
+            losses = [
+                float(answer_loss(fresh, make_batch(EXAMPLES, [i]))) * len(e.answer) for i, e in enumerate(EXAMPLES)
+            ]
+        return sum(losses)
+
+    three = min(([0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]), key=nll)
+    assert left == min(([layer for layer in three if layer != out] for out in three), key=nll)

@@ -1,0 +1,96 @@
+"""Which layers a shallower router can do without: the least harmful one is left out, again and again."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from frcli.examples import Encoded
+from frcli.training.base import hidden_states
+from frcli.training.batches import make_batch
+from frcli.training.loop import fingerprint
+
+_SAMPLE = 2048  # tokens on which harm is measured
+
+
+def drop_layers(model: Any, layers: Sequence[int]) -> None:
+    """Leave only these decoder layers of a transformers model, in place."""
+    import torch
+
+    model.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in layers])
+    model.config.num_hidden_layers = len(layers)
+
+
+def sample(examples: Sequence[Encoded], seed: int) -> list[Encoded]:
+    """Some examples, of 2,048 tokens in all, in an order that the seed decides; one at least."""
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    chosen: list[Encoded] = []
+    tokens = 0
+    for index in order:
+        length = len(examples[index].prompt) + len(examples[index].answer)
+        if chosen and tokens + length > _SAMPLE:
+            break
+        chosen.append(examples[index])
+        tokens += length
+    return chosen
+
+
+def least_harm(model: Any, examples: Sequence[Encoded], keep: int, report: Callable[[int, int], None]) -> list[int]:
+    """The ``keep`` layers of a transformers model that are left when, again and again, the layer is dropped without
+    which the NLL of the examples' answers is smallest. ``report(done, total)`` counts measurements.
+
+    The model is as it was afterwards.
+    """
+    import torch
+
+    whole = model.model.layers
+    batches = [make_batch(examples, [index]) for index in range(len(examples))]
+
+    def harm(layers: Sequence[int]) -> float:
+        model.model.layers = torch.nn.ModuleList([whole[layer] for layer in layers])
+        total = 0.0
+        for batch in batches:
+            hidden = hidden_states(model, torch.from_numpy(batch.ids))
+            logits = model.get_output_embeddings()(hidden[0, torch.from_numpy(batch.position)])
+            target = torch.from_numpy(batch.target)
+            total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
+        return total
+
+    left = list(range(len(whole)))
+    total, done = sum(range(keep + 1, len(whole) + 1)), 0
+    try:
+        with torch.inference_mode():
+            while len(left) > keep:
+                found = []
+                for layer in left:
+                    found.append(harm([other for other in left if other != layer]))
+                    done += 1
+                    report(done, total)
+                left.pop(found.index(min(found)))
+    finally:
+        model.model.layers = whole
+    return left
+
+
+def chosen_layers(
+    model: Any,
+    base: Path,
+    examples: Sequence[Encoded],
+    keep: int,
+    folder: Path,
+    seed: int,
+    report: Callable[[int, int], None],
+) -> list[int]:
+    """:func:`least_harm` on a sample of the examples; ``folder`` keeps the result for a run that goes on."""
+    some = sample(examples, seed)
+    file = folder / f"layers-{keep}-{fingerprint([base], some)[:16]}.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.part")
+        beside.write_text(json.dumps(least_harm(model, some, keep, report)))
+        beside.replace(file)
+    return [int(layer) for layer in json.loads(file.read_text())]

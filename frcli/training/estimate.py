@@ -1,0 +1,83 @@
+"""What a training will take: memory and time, from the model's shape and this machine's arithmetic."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from converters.checkpoint import LlamaConfig, open_checkpoint
+from frcli.examples import Encoded
+from frcli.training.loop import Schedule, plan
+
+_FLOAT = 4
+_OVERHEAD = 600 << 20  # bytes of torch, transformers and Python
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """``memory`` in bytes and ``seconds``; both are rough: a factor of 1.5 either way."""
+
+    memory: int
+    seconds: float
+
+
+def estimate(
+    base: Path,
+    examples: Sequence[Encoded],
+    schedule: Schedule,
+    modules: Sequence[str],
+    rank: int,
+    *,
+    layers: int = 0,
+    units: Sequence[Sequence[int]] | None = None,
+    flops: float | None = None,
+) -> Estimate:
+    """The cost of training a LoRA of ``rank`` on ``modules`` of a GGUF base of which ``layers`` are kept (0: all).
+
+    A token costs 2 operations a weight forwards and, frozen weights having no gradient of their own, 2 backwards;
+    logits only where an answer is. Memory holds the weights in float32, four numbers for each that is trained, what the
+    layers keep for the way back, and three times the logits. ``flops`` are those of this machine, measured if not
+    given.
+    """
+    config = open_checkpoint(base).config
+    depth = layers or config.layers
+    table = config.vocab * config.hidden
+    inner = _layer_weights(config) * depth
+    trained = sum(
+        rank * (shape[0] + shape[1])
+        for name, shape in config.shapes().items()
+        if name.split(".")[-2] in modules and int(name.split(".")[2]) < depth
+    )
+    steps = plan(examples, schedule, units)
+    longest = max(len(step) * max(len(examples[i].prompt) + len(examples[i].answer) for i in step) for step in steps)
+    answers = max(sum(len(examples[i].answer) for i in step) for step in steps)
+    per_token = depth * (14 * config.hidden + 4 * config.intermediate)
+    memory = _FLOAT * (
+        table * (1 if config.tied else 2) + inner + 4 * trained + longest * per_token + 3 * answers * config.vocab
+    )
+    tokens = sum(len(examples[i].prompt) + len(examples[i].answer) for step in steps for i in step)
+    rows = sum(len(examples[i].answer) for step in steps for i in step)
+    work = 4.0 * (inner + trained) * tokens + 4.0 * table * rows
+    return Estimate(memory + _OVERHEAD, work / (flops or machine_flops()))
+
+
+def _layer_weights(config: LlamaConfig) -> int:
+    prefix = "model.layers.0."
+    return sum(math.prod(shape) for name, shape in config.shapes().items() if name.startswith(prefix))
+
+
+def machine_flops() -> float:
+    """Operations a second of a float32 product of matrices, the best of five."""
+    size = 768
+    one = np.ones((size, size), np.float32)
+    best = math.inf
+    for _ in range(5):
+        begin = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best

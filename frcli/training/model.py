@@ -1,0 +1,145 @@
+"""The router in torch: what is trained of it, and the recipe by which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frcli.errors import ModelError
+from frcli.training.base import ROUTER_MODULES, add_lora, hidden_states, load_base
+from frcli.training.batches import Batch
+from frcli.training.depth import drop_layers
+
+if TYPE_CHECKING:
+    from converters.lora import Lora
+    from converters.trained import Trained
+
+SFT, FUSED = "sft", "fused"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What is trained for.
+
+    ``objective`` is ``sft``: ``L_LM + lam * L_expert`` (FusionRoute, arXiv 2601.05106, equation 2), or ``fused``: the
+    NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
+    which with ``gate`` a head gives for each token. ``beta`` is that of CDPO. ``layers`` is how many of the base's
+    layers are kept, 0 for all, chosen by least harm, and ``distill`` the weight of the divergence from a teacher, if
+    there is one.
+    """
+
+    objective: str = SFT
+    lam: float = 1 / 3
+    lm_share: float = 0.1
+    gamma: float = 1.0
+    gate: bool = False
+    beta: float = 0.1
+    rank: int = 32
+    layers: int = 0
+    distill: float = 1.0
+
+
+class RouterModel:
+    """The router in torch: a peft model, the routing head and, if the recipe has one, the gate."""
+
+    def __init__(
+        self, base: Path, experts: int, recipe: Recipe, threads: int, seed: int, choose: Callable[[Any], list[int]]
+    ) -> None:
+        """``choose(model)`` says which layers are kept, where the recipe does not keep all."""
+        model = load_base(base, threads)
+        import torch
+
+        torch.manual_seed(seed)
+        self.recipe = recipe
+        self.layers = list(range(model.config.num_hidden_layers))
+        if recipe.layers and recipe.layers < len(self.layers):
+            self.layers = choose(model)
+            drop_layers(model, self.layers)
+        self.shallow = bool(recipe.layers)
+        self.language = add_lora(model, ROUTER_MODULES, recipe.rank)
+        self.head = torch.nn.Linear(model.config.hidden_size, experts, bias=False)
+        torch.nn.init.normal_(self.head.weight, std=0.01)
+        self.gate = torch.nn.Linear(model.config.hidden_size, 1) if recipe.gate else None
+        if self.gate is not None:
+            torch.nn.init.zeros_(self.gate.weight)
+            torch.nn.init.zeros_(self.gate.bias)
+
+    def parameters(self) -> list[Any]:
+        """Everything that may learn."""
+        gate = [] if self.gate is None else list(self.gate.parameters())
+        return [*self.language.parameters(), *self.head.parameters(), *gate]
+
+    def states(self, batch: Batch) -> Any:
+        """The hidden states before the batch's answer tokens, [n, hidden]."""
+        import torch
+
+        hidden = hidden_states(self.language, torch.from_numpy(batch.ids))
+        return hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
+
+    def logits(self, states: Any) -> Any:
+        """Next-token logits, [n, vocabulary]."""
+        return self.language.get_output_embeddings()(states)
+
+    def gamma(self, states: Any) -> Any:
+        """The exponent of the router's logits: the recipe's number, with a gate times its sigmoid, [n]."""
+        return self.recipe.gamma if self.gate is None else self.recipe.gamma * self.gate(states)[:, 0].sigmoid()
+
+    def load(self, file: Path) -> None:
+        """Go on from a router that was trained before, with the layers that are kept of it; raises ``ModelError`` for
+        one that does not fit.
+        """
+        import torch
+
+        from converters.trained import read_trained
+
+        trained = read_trained(file)
+        delta = _renumbered(trained, self.layers)
+        modules = {
+            name.removeprefix("base_model.model."): module
+            for name, module in self.language.named_modules()
+            if hasattr(module, "lora_A")
+        }
+        if set(delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
+            raise ModelError(f"{file} was trained on other layers or experts", "start from a router of this base")
+        with torch.no_grad():
+            for name, lora in delta.items():
+                for part, values in (("lora_A", lora.a), ("lora_B", lora.b)):
+                    weight = getattr(modules[name], part)["default"].weight
+                    if tuple(weight.shape) != values.shape:
+                        raise ModelError(f"{file} has rank {lora.a.shape[0]}", "give --rank that number")
+                    weight.copy_(torch.from_numpy(values.astype(np.float32)))
+            self.head.weight.copy_(torch.from_numpy(trained.routing))
+            if self.gate is not None and trained.gate is not None:
+                self.gate.weight.copy_(torch.from_numpy(trained.gate[:, :-1]))
+                self.gate.bias.copy_(torch.from_numpy(trained.gate[0, -1:]))
+
+    def delta(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.float16]]]:
+        """What the language model has learnt: A and B by module path."""
+        return {
+            name.removeprefix("base_model.model."): tuple(
+                getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
+                for part in ("lora_A", "lora_B")
+            )
+            for name, module in self.language.named_modules()
+            if hasattr(module, "lora_A")
+        }
+
+
+def _renumbered(trained: Trained, layers: Sequence[int]) -> dict[str, Lora]:
+    """The updates of the layers that are kept, under their new numbers."""
+    delta = {}
+    for name, lora in trained.delta.items():
+        if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
+            old = int(match[1])
+            layer = old if trained.layers is None else trained.layers[old]
+            if layer in layers:
+                delta[f"model.layers.{layers.index(layer)}.{match[2]}"] = lora
+        else:
+            delta[name] = lora
+    return delta

@@ -172,7 +172,8 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
         kept = known.kept([index for index in batch.indices if index < first])
         mine, weights, gamma = logits[right], router.head(states[right]), router.gamma(states[right])
         lm = torch.nn.functional.cross_entropy(mine, target[right], reduction="sum") / n
-        nll = objectives.fused_nll(mine, target[right], kept, gamma)
+        with torch.set_grad_enabled(recipe.objective == FUSED):  # only reported otherwise
+            nll = objectives.fused_nll(mine, target[right], kept, gamma)
         if recipe.objective == SFT:
             loss = lm + recipe.lam * objectives.routing_loss(weights, kept) / n
         else:

@@ -94,11 +94,11 @@ def nll(
                 with progress(f"{column}: {Path(spec).name}", len(encoded)) as report:
                     sums = score_all(encoded, systems, report)
                 results.setdefault(column, Sums()).add(sums)
-                document["columns"][column] = _plain(results[column])
-                document["files"][Path(spec).name] = _plain(sums)
+                document["columns"][column] = {k: v for k, v in _plain(results[column]).items() if k != "each"}
+                document["files"][Path(spec).name] = {"column": column, **_plain(sums)}
                 if out is not None:
                     # After each file: an evaluation takes long and may be cut off.
-                    save(json.dumps(document, indent=1) + "\n", out)
+                    save(json.dumps(document) + "\n", out)
     write(table(document) + "\n")
 
 
@@ -275,6 +275,10 @@ def _plain(sums: Sums) -> dict[str, Any]:
         # A policy that rules tokens out gives some right answers no probability at all; JSON has no infinity.
         "nll": {n: round(value / sums.tokens, 5) if math.isfinite(value) else None for n, value in sums.nll.items()},
         "chosen": sums.chosen,
+        "each": [
+            [tokens, [round(value, 3) if math.isfinite(value) else None for value in nll.values()]]
+            for tokens, nll in sums.each
+        ],
     }
 
 

@@ -27,13 +27,13 @@ from frcli.sources.source import Feed, Logits, LogitSource
 @dataclass(slots=True)
 class Sums:
     """Summed NLL (nats) of systems by name, over ``tokens`` answer tokens; ``chosen`` counts the router's choices by
-    expert.
+    expert. ``each`` has, for every example, its tokens and its NLL by system, for paired comparisons.
     """
 
     nll: dict[str, float] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
-    examples: int = 0
+    each: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def add(self, other: Sums) -> None:
         """Add another's counts to these."""
@@ -42,7 +42,12 @@ class Sums:
         for name, count in other.chosen.items():
             self.chosen[name] = self.chosen.get(name, 0) + count
         self.tokens += other.tokens
-        self.examples += other.examples
+        self.each += other.each
+
+    @property
+    def examples(self) -> int:
+        """How many examples were added."""
+        return len(self.each)
 
     def mean(self, system: str) -> float:
         """Mean NLL in nats per answer token."""
@@ -132,7 +137,8 @@ def score(example: Encoded, systems: Systems) -> Sums:
         for policy in policies:
             mixed = np.stack([_fused(policy, rows, weights, gates, i) for i in range(len(tokens))])
             sums.nll[policy.name] += float(token_nll(mixed, targets).sum())
-    sums.tokens, sums.examples = len(example.answer), 1
+    sums.tokens = len(example.answer)
+    sums.each.append((sums.tokens, dict(sums.nll)))
     return sums
 
 

@@ -47,6 +47,12 @@ def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: P
         assert list(column["nll"]) == systems
         assert sum(column["chosen"].values()) == column["tokens"]
     assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:-1]] == systems
+    for name, file in document["files"].items():
+        assert file["column"] == ("a" if name.endswith("0:3") else "b")
+        assert sum(tokens for tokens, _ in file["each"]) == file["tokens"]
+        for place, mean in enumerate(file["nll"].values()):
+            total = sum(values[place] for _, values in file["each"])
+            assert total / file["tokens"] == pytest.approx(mean, abs=1e-3)
     again = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}", "-o", out)
     assert again.returncode == 1 and "exists" in again.stderr
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +15,16 @@ from frcli.cli.options import Force
 
 if TYPE_CHECKING:
     from frcli.evaluation.nll import Sums
+
+Outs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Write to this file: .md, .json or .html by its name; repeatable. Not given: Markdown on stdout.",
+        show_default=False,
+    ),
+]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle on answers that are known.")
 
@@ -128,15 +137,7 @@ def compare_policies(
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Items of each task, drawn by the seed; 0 for all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the items, and the resamples of the intervals.")] = 0,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Write to this file: .md, .json or .html by its name; repeatable. Not given: Markdown on stdout.",
-            show_default=False,
-        ),
-    ] = None,
+    out: Outs = None,
     ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
     parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
     draft: Annotated[str, typer.Option(metavar="N|auto|off", help="Tokens to draft at a time.")] = "off",
@@ -153,14 +154,10 @@ def compare_policies(
     from frcli.cli import ui
     from frcli.cli.generate import sequences
     from frcli.decode.engine import Engine, Options
-    from frcli.errors import Interrupted, OutputError, UsageError
+    from frcli.errors import Interrupted
 
     outs = list(out or ())
-    for path in outs:
-        if path.suffix not in _WRITERS:
-            raise UsageError(f"{path} is none of {', '.join(_WRITERS)}", "its name says what is written to it")
-        if path.exists() and not force:
-            raise OutputError(f"{path} exists", "choose another name, or use --force to replace it")
+    _check_outs(outs, force)
     names, files = _tasks(task)
     at_once = sequences(parallel)
     _need_harness()
@@ -195,12 +192,28 @@ def compare_policies(
         except KeyboardInterrupt:
             kept = f"{len(journal)} results are safe in {place}: the same command goes on" if place else ""
             raise Interrupted("stopped", kept) from None
-    for path in outs:
-        ui.save(_WRITERS[path.suffix](document, opened.experts), path)
-    if not outs:
-        ui.write(_markdown(document, opened.experts))
+    _write_all(document, outs)
     if place is not None:
         place.unlink(missing_ok=True)
+
+
+@app.command("report")
+def report(
+    numbers: Annotated[Path, typer.Argument(metavar="JSON", help="What eval compare has written.")],
+    out: Outs = None,
+    force: Force = False,
+) -> None:
+    """Write a comparison again from its JSON, as Markdown or HTML."""
+    from frcli.errors import DataError
+
+    outs = list(out or ())
+    _check_outs(outs, force)
+    try:
+        _write_all(json.loads(numbers.read_text(encoding="utf-8")), outs)
+    except OSError as error:
+        raise DataError(f"cannot read {numbers}: {error.strerror}", "give the JSON of eval compare") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(f"{numbers} is no comparison: {error!r}", "give the JSON of eval compare") from None
 
 
 @app.command("tasks")
@@ -237,23 +250,42 @@ def _tasks(given: list[str]) -> tuple[list[str], dict[str, str]]:
     return list(dict.fromkeys(text.partition("=")[0] for text in given)), files
 
 
-def _markdown(document: dict[str, Any], experts: Sequence[str]) -> str:
+def _markdown(document: dict[str, Any]) -> str:
     from frcli.evaluation.report import markdown
 
     return markdown(document)
 
 
-def _json(document: dict[str, Any], experts: Sequence[str]) -> str:
+def _json(document: dict[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False) + "\n"
 
 
-def _html(document: dict[str, Any], experts: Sequence[str]) -> str:
+def _html(document: dict[str, Any]) -> str:
     from frcli.evaluation.page import page
 
-    return page(document, experts)
+    return page(document)
 
 
 _WRITERS = {".md": _markdown, ".json": _json, ".html": _html}
+
+
+def _check_outs(outs: list[Path], force: bool) -> None:
+    from frcli.errors import OutputError, UsageError
+
+    for path in outs:
+        if path.suffix not in _WRITERS:
+            raise UsageError(f"{path} is none of {', '.join(_WRITERS)}", "its name says what is written to it")
+        if path.exists() and not force:
+            raise OutputError(f"{path} exists", "choose another name, or use --force to replace it")
+
+
+def _write_all(document: dict[str, Any], outs: list[Path]) -> None:
+    from frcli.cli.ui import save, write
+
+    for path in outs:
+        save(_WRITERS[path.suffix](document), path)
+    if not outs:
+        write(_markdown(document))
 
 
 def _numbers(text: str) -> list[float]:

@@ -1,6 +1,6 @@
 """Policies side by side on tasks: the same items for all, their scores, speeds and differences as one document.
 
-    {"bundle", "limit", "seed", "at_once", "draft",
+    {"bundle", "experts", "limit", "seed", "at_once", "draft",
      "tasks":   {task: {"metric", "items": [doc ids]}},
      "groups":  {group: [tasks]},
      "systems": {system: {"tasks": {task: {"mean", "stderr", "scores", "tokens", "seconds", "calls"}},
@@ -86,6 +86,7 @@ def compare(
         raise UsageError(f"{against} is not compared", f"the policies are {', '.join(plan.policies)}")
     document: dict[str, Any] = {
         "bundle": engine.bundle.name,
+        "experts": list(engine.bundle.experts),
         "limit": plan.limit,
         "seed": plan.seed,
         "at_once": engine.sequences,

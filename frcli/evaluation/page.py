@@ -13,13 +13,13 @@ _COLOURS = 8  # that the template has
 _LABEL, _BAR, _LINE = 150, 190, 18  # widths and height of a bar chart's parts, in pixels
 
 
-def page(document: Mapping[str, Any], experts: Sequence[str]) -> str:
-    """The document as HTML; ``experts`` in the order of the routing weights."""
+def page(document: Mapping[str, Any]) -> str:
+    """The document as HTML."""
     from jinja2 import Environment
 
     source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
-    tasks = list(document["tasks"])
+    tasks, experts = list(document["tasks"]), document["experts"]
     return template.render(
         document=document,
         tasks=[(task, short(task), len(document["tasks"][task]["items"])) for task in tasks],

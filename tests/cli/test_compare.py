@@ -71,6 +71,10 @@ def test_policies_side_by_side(
     check_samples(document)
     assert outs[1].read_text().startswith("|  | svamp | folio | logiglue_folio | mean |")
     assert outs[2].read_text().startswith("<!doctype html>")
+    twice = [tmp_path / "again.md", tmp_path / "again.html"]
+    ran = process("eval", "report", outs[0], "-o", twice[0], "-o", twice[1])
+    assert ran.code == 0, ran.err
+    assert [path.read_text() for path in twice] == [path.read_text() for path in outs[1:]]
     again = process(*arguments(trio, rows, *writing))
     assert again.code == 1 and "out.json exists" in again.err
 
@@ -165,6 +169,14 @@ def test_the_list_of_tasks(process: Callable[..., Any]) -> None:
     assert {"frcli_gsm8k", "frcli_mbpp", "logiglue", "logiglue_deductive", "logiglue_bigbench-logical-Args"} <= set(
         names
     )
+
+
+def test_a_report_of_something_else_is_refused(tmp_path: Path, frcli: Callable[..., Any]) -> None:
+    for text in ("{", "[]", '{"tasks": {}}'):
+        (tmp_path / "x.json").write_text(text)
+        ran = frcli("eval", "report", tmp_path / "x.json")
+        assert ran.code == 1 and "is no comparison" in ran.err
+    assert frcli("eval", "report", tmp_path / "gone.json").code == 1
 
 
 def test_without_the_harness_the_command_says_how_to_get_it(

@@ -15,9 +15,9 @@ import pytest
 from frcli.evaluation.page import page
 from frcli.evaluation.report import markdown
 
-EXPERTS = ("general", "math")
 DOCUMENT: dict[str, Any] = {
     "bundle": "duo",
+    "experts": ["general", "math"],
     "limit": 4,
     "seed": 0,
     "at_once": 16,
@@ -126,7 +126,7 @@ def test_markdown_has_scores_speeds_groups_and_differences() -> None:
 
 
 def test_the_page_has_the_same_numbers() -> None:
-    rows = [[cell.strip() for cell in row] for row in Reader(page(DOCUMENT, EXPERTS)).rows]
+    rows = [[cell.strip() for cell in row] for row in Reader(page(DOCUMENT)).rows]
     assert rows[1] == [
         "fusionroute",
         "0.750 ± 0.250",
@@ -142,7 +142,7 @@ def test_the_page_has_the_same_numbers() -> None:
 
 
 def test_each_token_says_its_expert_and_its_weights() -> None:
-    tokens = Reader(page(DOCUMENT, EXPERTS)).tokens
+    tokens = Reader(page(DOCUMENT)).tokens
     assert tokens == [
         ("e0", "general\ngeneral +1.50  math -0.25", "<script>"),
         ("e1", "math\ngeneral +0.00  math +1.00", " 4\n"),
@@ -152,7 +152,7 @@ def test_each_token_says_its_expert_and_its_weights() -> None:
 
 
 def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
-    text = page(DOCUMENT, EXPERTS)
+    text = page(DOCUMENT)
     reader = Reader(text)
     assert not {tag for tag, _ in reader.tags} & {"script", "link", "img", "iframe", "b"}
     assert not [name for _, attributes in reader.tags for name in attributes if name in ("src", "href")]
@@ -161,7 +161,7 @@ def test_the_page_needs_nothing_else_and_runs_nothing() -> None:
 
 
 def test_bars_end_where_the_numbers_say() -> None:
-    tags = Reader(page(DOCUMENT, EXPERTS)).tags
+    tags = Reader(page(DOCUMENT)).tags
     widths = [float(str(attributes["width"])) for tag, attributes in tags if tag == "rect"]
     assert len(widths) == 6
     assert widths[0] == pytest.approx(3 * widths[1], abs=0.3)  # 0.75 and 0.25 of one task
@@ -174,14 +174,14 @@ def test_scores_of_nothing_draw_no_bars() -> None:
         result["mean"] = 0.0
         for cell in result["tasks"].values():
             cell["mean"], cell["stderr"] = 0.0, None
-    assert 'width="0.0"' in page(empty, EXPERTS)
+    assert 'width="0.0"' in page(empty)
 
 
 @pytest.mark.browser
 def test_a_browser_shows_it(tmp_path: Path) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     path = tmp_path / "page.html"
-    path.write_text(page(DOCUMENT, EXPERTS), encoding="utf-8")
+    path.write_text(page(DOCUMENT), encoding="utf-8")
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",

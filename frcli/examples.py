@@ -55,8 +55,13 @@ class Encoded:
 def read_examples(spec: str) -> list[Example]:
     """The examples of ``PATH`` or ``PATH@START:STOP`` (rows counted from 0, as in a slice), in the file's order.
 
+    ``SPEC+SPEC`` joins their rows one by one, as far as both go: two questions in one prompt, which needs both domains.
     Raises ``DataError`` naming file and line for a row that is not JSON or of no known shape.
     """
+    first, plus, rest = spec.partition("+")
+    if plus and not Path(_bounds(spec)[0]).exists():
+        pairs = zip(read_examples(first), read_examples(rest), strict=False)
+        return [Example(f"{a.prompt}\n\n{b.prompt}", f"{a.answer}\n\n{b.answer}") for a, b in pairs]
     return [example_of(row, where) for row, where in read_rows(spec)]
 
 

@@ -134,3 +134,13 @@ def test_pairs_are_rows_of_three_texts(tmp_path: Path) -> None:
     for bad in ({"prompt": "p", "chosen": "c"}, {"prompt": "p", "chosen": 1, "rejected": "r"}):
         with pytest.raises(DataError, match="rows.jsonl:1 is no pair"):
             read_pairs(written(tmp_path, bad))
+
+
+def test_rows_of_two_files_are_joined(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two+three"
+    one.mkdir(), two.mkdir()
+    second = written(two, {"prompt": "c", "answer": "3"})
+    assert read_examples(second) == [Example("c", "3")]  # a file that is there is meant
+    third = written(one, *({"prompt": x, "answer": x} for x in "xyz"))
+    assert [each.prompt for each in read_examples(f"{third}@1:+{third}")] == ["y\n\nx", "z\n\ny"]
+    assert read_examples(f"{third}@0:1+{third}@2:3") == [Example("x\n\nz", "x\n\nz")]

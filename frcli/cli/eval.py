@@ -88,7 +88,7 @@ def nll(
         if engine.template is None:
             raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
         others = [BASE, LARGE] if LARGE in opened.roles else [BASE]
-        policies = [engine.make_policy(replace(engine.options, policy=text)) for text in dict.fromkeys(policy or ())]
+        policies = {text: engine.make_policy(replace(engine.options, policy=text)) for text in policy or ()}
         systems = Systems(
             {name: engine.expert(name) for name in opened.experts},
             engine.router,
@@ -104,7 +104,7 @@ def nll(
                     sums = score_all(encoded, systems, report)
                 results.setdefault(column, Sums()).add(sums)
                 document["columns"][column] = {k: v for k, v in _plain(results[column]).items() if k != "each"}
-                document["files"][Path(spec).name] = {"column": column, **_plain(sums)}
+                document["files"][spec] = {"column": column, **_plain(sums)}
                 if out is not None:
                     # After each file: an evaluation takes long and may be cut off.
                     save(json.dumps(document) + "\n", out)
@@ -148,7 +148,7 @@ def compare_policies(
     """Policies and single experts side by side on tasks, with the same items for all: scores and standard errors,
     speed, and paired differences.
 
-    Answers are kept in OUT.part as they come: the same command goes on where it was cut off.
+    Answers are kept in OUT.journal as they come: the same command goes on where it was cut off.
     """
     from frcli.bundle import read_bundle
     from frcli.cli import ui
@@ -176,7 +176,7 @@ def compare_policies(
         draft=draft,
         gpu_layers=gpu_layers,
     )
-    place = outs[0].with_name(f"{outs[0].name}.part") if outs else None
+    place = outs[0].with_name(f"{outs[0].name}.journal") if outs else None
     with ui.working(f"opening {opened.name}"):
         engine = Engine(opened, options)
     with engine, Journal(place) as journal, ui.Meter() as meter:
@@ -277,6 +277,8 @@ def _check_outs(outs: list[Path], force: bool) -> None:
             raise UsageError(f"{path} is none of {', '.join(_WRITERS)}", "its name says what is written to it")
         if path.exists() and not force:
             raise OutputError(f"{path} exists", "choose another name, or use --force to replace it")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"{path.absolute().parent} is no folder", "make it first")
 
 
 def _write_all(document: dict[str, Any], outs: list[Path]) -> None:

@@ -244,7 +244,7 @@ def pairs(
         raise DataError("no row can be graded", "rows have a number behind ####, options or a test_list")
     at_once = sequences(parallel)
     opened = read_bundle(bundle)
-    counts, place = Counts(), out.with_name(f"{out.name}.part")
+    counts, place = Counts(), out.with_name(f"{out.name}.journal")
     options = Options(policy=policy, context=ctx, sequences=at_once, threads=threads, draft="off")
     with ui.working(f"opening {opened.name}"):
         engine = Engine(opened, options)
@@ -265,7 +265,7 @@ def pairs(
         except KeyboardInterrupt:
             raise Interrupted("stopped", f"what was answered is safe in {place}: the same command goes on") from None
     ui.save("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found), out)
-    place.unlink()
+    place.unlink(missing_ok=True)
     ui.say(
         f"{counts.written} pairs ({counts.gold} with the data's answer as the right one), {counts.easy} prompts always "
         f"answered right, {counts.too_long} not answered, {len(asked) - len(questions)} rows that cannot be graded"

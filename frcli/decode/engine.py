@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from frcli.bundle import Bundle, check_artifact
+from frcli.bundle import Bundle, check_artifact, file_sha256
 from frcli.decode.answer import Writing
 from frcli.decode.draft import AUTO, MOST_DRAFTS, parse_draft
 from frcli.decode.loop import Decoder, Step
@@ -123,6 +123,22 @@ class Engine:
     def policy(self) -> Policy:
         """The policy under which the next token is written."""
         return self.decoder.policy
+
+    @property
+    def setting(self) -> list[object]:
+        """Everything that an answer depends on beside its prompt and how it is sampled, plain JSON: the files by their
+        sha256, the policy as it is spelt, its settings, the context, and drafts, which decide near-ties.
+        """
+        defaults, router = self.bundle.manifest.defaults, self.bundle.router_model()
+        return [
+            [artifact.sha256 or file_sha256(artifact.path) for artifact in self.bundle.artifacts()],
+            router.name if router else None,
+            self.options.policy or defaults.policy,
+            defaults.gamma if self.options.gamma is None else self.options.gamma,
+            self.options.sharp,
+            self.context,
+            self.options.draft,
+        ]
 
     @property
     def router(self) -> OnnxRouter | None:

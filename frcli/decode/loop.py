@@ -129,6 +129,10 @@ class Decoder:
         self._speculation.begin(seq)
         return continuation
 
+    def forget(self) -> None:
+        """Let no answer from here on profit from what was read before."""
+        self._history.clear()
+
     def nearest(self, sequences: Sequence[int], prompt: Sequence[int]) -> int:
         """The one of ``sequences`` whose last text has the longest beginning in common with ``prompt``."""
         return max(sequences, key=lambda seq: _common(self._history.get(seq, ()), prompt))

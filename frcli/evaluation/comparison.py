@@ -29,7 +29,7 @@ import numpy as np
 from frcli.decode.answer import Answer
 from frcli.decode.engine import Engine
 from frcli.decode.loop import Step
-from frcli.errors import DataError, UsageError
+from frcli.errors import DataError, FrcliError, UsageError
 from frcli.evaluation import logiglue
 from frcli.evaluation.journal import Journal, key_of
 from frcli.evaluation.significance import paired, standard_error
@@ -55,7 +55,7 @@ class Plan:
 
 
 def prepare_harness() -> None:
-    """Keep lm-eval and what it imports from talking over our progress, and from the network unless a task needs it."""
+    """Keep lm-eval and what it imports from talking over our progress."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -118,6 +118,8 @@ class _Chosen:
 
 def _choose(plan: Plan) -> dict[str, _Chosen]:
     """The tasks that the plan's names stand for, and their items, drawn by the plan's seed."""
+    from lm_eval.api.metrics import mean
+
     chosen = {}
     for name, task in _load(plan)["tasks"].items():
         count = len(task.eval_docs)
@@ -126,7 +128,13 @@ def _choose(plan: Plan) -> dict[str, _Chosen]:
         random = np.random.default_rng([plan.seed, count])
         most = min(plan.limit or count, count)
         items = sorted(int(i) for i in random.choice(count, most, replace=False))
-        chosen[name] = _Chosen(str(next(iter(task.aggregation()))), items)
+        metric, aggregation = next(iter(task.aggregation().items()))
+        if aggregation is not mean or not task.higher_is_better()[metric]:
+            raise UsageError(
+                f"the {metric} of {name} is no mean of scores that should be high",
+                "it cannot stand beside others here: use lm_eval run --model frcli",
+            )
+        chosen[name] = _Chosen(str(metric), items)
     return chosen
 
 
@@ -139,10 +147,21 @@ def _load(plan: Plan) -> Any:
     manager = TaskManager(
         include_path=str(TASKS), include_defaults=not ours.issuperset(plan.tasks), metadata={"files": files}
     )
+    for name in plan.files:
+        if name in manager.all_tasks and name not in ours:
+            raise UsageError(f"the rows of {name} cannot be given", "only our own tasks read files")
     for name in plan.tasks:
         if name not in manager.all_tasks:
             raise UsageError(f"there is no task {name!r}", "frcli eval tasks lists ours; lm-eval's are known, too")
-    loaded = manager.load(list(plan.tasks))
+    try:
+        loaded = manager.load(list(plan.tasks))
+    except FrcliError:
+        raise
+    except Exception as error:  # whatever lm-eval, the hub or the network does
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"lm-eval cannot load {', '.join(plan.tasks)}: {reason}", "give files with -t NAME=FILE"
+        ) from error
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
@@ -156,17 +175,13 @@ class _Recorder:
     def __init__(
         self,
         engine: Engine,
-        system: str,
         journal: Journal,
         chosen: Mapping[str, _Chosen],
         report: Callable[[int], None],
     ) -> None:
         self._engine, self._journal, self._chosen, self._report = engine, journal, chosen, report
-        options = engine.options
-        # Everything that an answer depends on beside its prompt, and drafts, which change its speed. How many are
-        # written at once changes near-ties only, and may differ from day to day as memory is free.
-        files = [artifact.sha256 or str(artifact.path) for artifact in engine.bundle.artifacts()]
-        self._setting = [files, system, options.gamma, options.sharp, engine.context, options.draft]
+        # How many are written at once is no part of it: it may differ from day to day, as memory is free.
+        self._setting = engine.setting
         self._steps: dict[tuple[str, int], list[Step]] = {}
         self._done: set[tuple[str, int]] = set()
         self._last = time.perf_counter()
@@ -240,12 +255,13 @@ def _run(
 
     from frcli.evaluation.harness import FrcliLM
 
+    engine.decoder.forget()  # a system's speed must not come from the prompts of the one before
     items = sum(len(task.items) for task in chosen.values())
-    recorder = _Recorder(engine, policy, journal, chosen, lambda done: report(policy, done, items))
+    recorder = _Recorder(engine, journal, chosen, lambda done: report(policy, done, items))
     found = evaluate(
         lm=FrcliLM(engine, recorder=recorder),
         task_dict=_load(plan),
-        samples={name: task.items for name, task in chosen.items()},
+        samples={name: task.items for name, task in chosen.items()} if plan.limit else None,
         apply_chat_template=engine.template is not None,
         bootstrap_iters=0,
     )
@@ -268,18 +284,18 @@ def _run(
 
 
 def _cell(name: str, task: _Chosen, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean and standard error of a task's main metric, and its scores by item where it has any."""
+    """Mean and standard error of a task's main metric, and its scores by item."""
     by_item = {
         sample["doc_id"]: sample[task.metric]
         for sample in reversed(found["samples"][name])  # of several filters the first one counts
         if isinstance(sample.get(task.metric), (int, float))
     }
-    if by_item:
-        scores = [float(by_item[doc]) for doc in task.items]
-        error = standard_error(scores)
-        return {"mean": float(np.mean(scores)), "stderr": None if math.isnan(error) else error, "scores": scores}
-    value = next(value for key, value in found["results"][name].items() if key.split(",")[0] == task.metric)
-    return {"mean": float(value), "stderr": None, "scores": None}
+    if by_item.keys() != set(task.items):  # aggregated by lm-eval in a way of its own
+        value = next(value for key, value in found["results"][name].items() if key.split(",")[0] == task.metric)
+        return {"mean": float(value), "stderr": None, "scores": None}
+    scores = [float(by_item[doc]) for doc in task.items]
+    error = standard_error(scores)
+    return {"mean": float(np.mean(scores)), "stderr": None if math.isnan(error) else error, "scores": scores}
 
 
 def _sample(
@@ -292,7 +308,7 @@ def _sample(
         for shown in document["samples"]:
             if (shown["task"], shown["doc"]) == (name, sample["doc_id"]):
                 doc = sample["doc"]
-                shown["prompt"] = str(doc.get("prompt") or sample["arguments"]["gen_args_0"]["arg_0"])
+                shown["prompt"] = str(doc.get("prompt") or sample["arguments"][0][0])
                 shown["answer"] = str(sample["target"])
                 shown["written"].setdefault(policy, {"score": sample.get(metric), "tokens": trace})
 

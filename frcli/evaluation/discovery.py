@@ -7,6 +7,7 @@ starts; nothing more happens until ``lm_eval`` loads its models, and nothing of 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,8 @@ class _AfterModels:
 
             def load_and_register(module: ModuleType) -> None:
                 load(module)
-                register()
+                with suppress(ImportError, AttributeError, TypeError):  # another version of lm-eval must go on working
+                    register()
 
             spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

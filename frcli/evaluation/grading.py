@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from frcli.evaluation.sandbox import Limits, Run, run_program
 
-_NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?<![\w)])-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _FENCE = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 _LETTER = re.compile(r"\W*([A-Za-z])(?:[).:]|\W*$)\s*")
 

@@ -2,8 +2,8 @@
 
 Started by :mod:`frcli.evaluation.sandbox` as a script of its own, in an empty folder, with ``python -I``. Standard
 input is one line of JSON (``limits``, ``word``) and the program; when the program has come to its end, ``word`` is
-written to the file descriptor that the command line names. Nothing else tells the two apart: an early ``exit(0)`` does
-not count.
+written to the file descriptor that the command line names. An early ``exit(0)`` does not
+count; a program that set out to find the word could say it itself.
 
 On Linux (x86-64 and AArch64) the kernel refuses sockets, new processes and signals to others (seccomp), and, from 5.13
 on, writing outside the folder (Landlock). Python's audit hook, which refuses the same and more, is all there is
@@ -19,21 +19,27 @@ import os
 import platform
 import struct
 import sys
+import types
 from typing import Any
 
 _NUMBERS = {  # audit architecture; system calls by name
     "x86_64": (
         0xC000003E,
         {
-            "socket": 41, "socketpair": 53, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101,
-            "tkill": 200, "execveat": 322, "pidfd_send_signal": 424, "io_uring_setup": 425, "clone": 56,
+            "socket": 41, "socketpair": 53, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "chmod": 90, "chown": 92,
+            "lchown": 94, "ptrace": 101, "rt_sigqueueinfo": 129, "setpriority": 141, "tkill": 200,
+            "sched_setaffinity": 203, "tgkill": 234, "fchownat": 260, "fchmodat": 268, "rt_tgsigqueueinfo": 297,
+            "prlimit64": 302, "execveat": 322, "pidfd_send_signal": 424, "io_uring_setup": 425, "fchmodat2": 452,
+            "clone": 56,
         },
     ),
     "aarch64": (
         0xC00000B7,
         {
-            "socket": 198, "socketpair": 199, "execve": 221, "kill": 129, "ptrace": 117,
-            "tkill": 130, "execveat": 281, "pidfd_send_signal": 424, "io_uring_setup": 425, "clone": 220,
+            "socket": 198, "socketpair": 199, "execve": 221, "kill": 129, "fchmodat": 53, "fchownat": 54, "ptrace": 117,
+            "sched_setaffinity": 122, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138, "setpriority": 140,
+            "rt_tgsigqueueinfo": 240, "prlimit64": 261, "execveat": 281, "pidfd_send_signal": 424,
+            "io_uring_setup": 425, "fchmodat2": 452, "clone": 220,
         },
     ),
 }  # fmt: skip
@@ -43,6 +49,8 @@ _LOAD, _EQUAL, _ATLEAST, _BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF: l
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT, _PATH_BENEATH = 444, 445, 446, 1
 _WRITING = 1 << 1 | sum(1 << bit for bit in range(4, 13))  # write files, remove and make anything
+_TRUNCATE, _TRUNCATE_SINCE = 1 << 14, 3  # a right of its own since the third version of Landlock
+_LANDLOCK_VERSION = 1  # a flag
 
 _REFUSED: tuple[str, ...] = (
     "socket.", "subprocess.", "ctypes.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "os.kill",
@@ -50,6 +58,7 @@ _REFUSED: tuple[str, ...] = (
 )  # fmt: skip
 _WRITES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 _WRITES |= {"os.chown", "os.utime", "shutil.rmtree", "shutil.move", "os.mkfifo", "os.mknod"}
+_BOTH = {"os.rename", "os.link", "os.symlink", "shutil.move"}  # where the second path is written, too
 
 
 def limit(limits: dict[str, int]) -> None:
@@ -110,12 +119,14 @@ def refuse_writing_outside(folder: str) -> bool:
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    handled = struct.pack("Q", _WRITING)
+    version = libc.syscall(_LANDLOCK_CREATE, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    rights = _WRITING | (_TRUNCATE if version >= _TRUNCATE_SINCE else 0)
+    handled = struct.pack("Q", rights)
     ruleset = libc.syscall(_LANDLOCK_CREATE, handled, ctypes.c_size_t(len(handled)), 0)
     if ruleset < 0:
         return False
     place = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-    rule = struct.pack("=Qi", _WRITING, place)
+    rule = struct.pack("=Qi", rights, place)
     kept = libc.syscall(_LANDLOCK_ADD, ruleset, _PATH_BENEATH, rule, 0) == 0
     kept = kept and libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
     kept = kept and libc.syscall(_LANDLOCK_RESTRICT, ruleset, 0) == 0
@@ -144,8 +155,11 @@ def refuse_in_python(folder: str) -> None:
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool((given or 0) & flags)
             if path is not None and writes and is_outside(path):
                 raise PermissionError(f"{path} is outside the folder")
-        elif event in _WRITES and any(is_outside(path) for path in arguments[:1] if path is not None):
-            raise PermissionError(f"{arguments[0]} is outside the folder")
+        elif event in _WRITES:
+            first = 1 if event == "os.symlink" else 0
+            for path in arguments[first : 2 if event in _BOTH else 1]:
+                if path is not None and is_outside(path):
+                    raise PermissionError(f"{path} is outside the folder")
 
     sys.addaudithook(audit)
 
@@ -163,7 +177,9 @@ def main() -> None:
     refuse_in_python(folder)
     word = order["word"].encode()
     write = os.write
-    exec(code, {"__name__": "__main__"})
+    module = types.ModuleType("program")  # what stands behind ``if __name__ == "__main__"`` is not asked for
+    sys.modules["program"] = module
+    exec(code, module.__dict__)
     write(answer, word)
 
 

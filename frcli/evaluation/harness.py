@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from frcli.decode.engine import Engine, Options
 from frcli.decode.loop import Step
 from frcli.decode.sampler import Sampling
 from frcli.decode.scoring import score_many
-from frcli.errors import BundleError, FrcliError, UsageError
+from frcli.errors import BundleError, ContextError, FrcliError, UsageError
 
 _MOST_TOKENS = 256  # of an answer whose task does not say how long it may be, as in lm-eval's other models
 _SETTINGS = {"temperature", "top_k", "top_p", "min_p", "do_sample", "until", "max_gen_toks", "seed"}
@@ -117,7 +118,8 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
     @property
     def tokenizer_name(self) -> str:
         """What identifies the tokenizer and its template in lm-eval's own caches."""
-        return f"frcli-{self.engine.vocabulary}"
+        template = hashlib.sha256((self.engine.base.chat_template or "").encode()).hexdigest()[:16]
+        return f"frcli-{self.engine.vocabulary}-{template}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template's source, for lm-eval's reports."""
@@ -193,14 +195,17 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
                 windows.append((("", ""), context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+        instances = [requests[owner] for owner in owners]
+        scored = self._loglikelihood_tokens(windows, instances=instances)
+        for owner, (logprob, _) in zip(owners, scored, strict=True):
             totals[owner] += logprob
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answers, many at once; a stop string ends one and is not part of it.
+        """The answers, many at once; a stop string ends one and is not part of it. An answer is as long as its prompt
+        leaves room for, at most.
 
-        Raises ``UsageError`` for a setting that no sampler here has.
+        Raises ``UsageError`` for a setting that no sampler here has, ``ContextError`` for a prompt that does not fit.
         """
         results: dict[int, str] = {}
         asked: list[int] = []
@@ -234,7 +239,13 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
         if unknown := sorted(chosen.keys() - _SETTINGS):
             raise UsageError(f"the task asks for {', '.join(unknown)}", f"known are {', '.join(sorted(_SETTINGS))}")
         greedy = not chosen["do_sample"]
-        most = min(int(chosen["max_gen_toks"]), self.max_length - 1)
+        prompt = self.tok_encode(context)
+        room = self.max_length - len(prompt)
+        if room < 1:
+            raise ContextError(
+                f"a prompt of {len(prompt)} tokens does not fit in a context of {self.max_length}", "raise --ctx"
+            )
+        most = min(int(chosen["max_gen_toks"]), room)
         sampling = Sampling(
             temperature=0.0 if greedy else float(chosen["temperature"]),
             top_k=int(chosen.get("top_k", 0)),
@@ -242,7 +253,6 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
             min_p=float(chosen.get("min_p", 0.0)),
             seed=chosen.get("seed", 0),
         )
-        prompt = self.tok_encode(context)[-(self.max_length - most) :]
         return Request(prompt, sampling, most, tuple(stop for stop in chosen["until"] if stop))
 
 

@@ -65,6 +65,12 @@ def task_name(data_set: str) -> str:
     return f"logiglue_{data_set}"
 
 
+def tags(data_set: str) -> list[str]:
+    """The names that stand for several data sets, this one among them."""
+    known = DATA_SETS[data_set]
+    return ["logiglue", f"logiglue_{known.reasoning}", f"logiglue_{'in_domain' if known.in_domain else 'left_out'}"]
+
+
 def groups(tasks: Iterable[str]) -> dict[str, list[str]]:
     """The LogiGLUE tasks among ``tasks`` by reasoning and by whether they are in the domain; no group is empty."""
     found: dict[str, list[str]] = {}
@@ -110,7 +116,8 @@ def _from_hub(data_set: str) -> list[tuple[dict[str, Any], str]]:
         splits = load_dataset(HUB, data_set)
     except Exception as error:  # whatever the network or the hub does
         raise DataError(
-            f"cannot fetch {data_set} of {HUB}: {str(error).splitlines()[0]}", "give a folder with --task NAME=FOLDER"
+            f"cannot fetch {data_set} of {HUB}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            "give a folder with -t NAME=FOLDER",
         ) from error
     for name in ("test", "validation", "dev"):
         if name in splits:

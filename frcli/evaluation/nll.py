@@ -61,7 +61,8 @@ def fused_name(gamma: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """What is scored: each expert by its name, the router, FusionRoute for each of ``gammas``, and ``policies``.
+    """What is scored: each expert by its name, the router, FusionRoute for each of ``gammas``, and ``policies`` by what
+    the user calls them.
 
     Sources must give ``block`` rows a call and hold sequence 0, which is overwritten. ``others`` are the sources that
     are no experts and that a policy needs (``base``, ``large``).
@@ -71,7 +72,7 @@ class Systems:
     router: LogitSource | None
     width: int
     gammas: Sequence[float] = ()
-    policies: Sequence[Policy] = ()
+    policies: Mapping[str, Policy] = field(default_factory=dict)
     others: Mapping[str, LogitSource] = field(default_factory=dict)
     block: int = 64
 
@@ -86,7 +87,7 @@ class Systems:
     def names(self) -> Sequence[str]:
         """What is scored, in the order of the results."""
         fused = ["router", *map(fused_name, self.gammas)] if self.router is not None else []
-        return [*self.experts, *fused, *(policy.name for policy in self.policies)]
+        return [*self.experts, *fused, *self.policies]
 
 
 def score(example: Encoded, systems: Systems) -> Sums:
@@ -134,24 +135,24 @@ def score(example: Encoded, systems: Systems) -> Sums:
         for name, source in systems.others.items():
             known = next((expert for expert, other in experts.items() if other is source), None)  # the base, as a rule
             rows[name] = rows[known] if known else source.extend(feed)[0].logits[:, :width]
-        for policy in policies:
+        for name, policy in policies.items():
             mixed = np.stack([_fused(policy, rows, weights, gates, i) for i in range(len(tokens))])
-            sums.nll[policy.name] += float(token_nll(mixed, targets).sum())
+            sums.nll[name] += float(token_nll(mixed, targets).sum())
     sums.tokens = len(example.answer)
     sums.each.append((sums.tokens, dict(sums.nll)))
     return sums
 
 
-def _for_prompt(example: Encoded, systems: Systems) -> Sequence[Policy]:
+def _for_prompt(example: Encoded, systems: Systems) -> Mapping[str, Policy]:
     """The policies for the example's prompt, which may read it again."""
     if not systems.policies:
-        return ()
+        return {}
     # Whole distributions are scored, so a rule that only keeps the largest logit must not be used: temperature 1.
     with Sampler(Sampling(temperature=1), systems.width) as sampler:
         continuation = Continuation(0, list(example.prompt), sampler)
         reader = Reader(Stopwatch(), lambda: False, systems.block)
         evidence = PromptEvidence(continuation, systems.source, systems.width, reader)
-        return [policy.for_prompt(evidence) for policy in systems.policies]
+        return {name: policy.for_prompt(evidence) for name, policy in systems.policies.items()}
 
 
 def _fused(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frcli.evaluation.comparison import MEAN
-from frcli.evaluation.report import group_mean, short
+from frcli.evaluation.report import certain, group_mean, short
 
 _COLOURS = 8  # that the template has
 _LABEL, _BAR, _LINE = 150, 190, 18  # widths and height of a bar chart's parts, in pixels
@@ -27,7 +27,7 @@ def page(document: Mapping[str, Any]) -> str:
         experts=[(name, number % _COLOURS) for number, name in enumerate(experts)],
         samples=[_sample(sample, experts) for sample in document["samples"] if sample["written"]],
         best=_best(document),
-        certain=lambda values: values[1] > 0 or values[2] < 0,
+        certain=certain,
         group_mean=group_mean,
     )
 

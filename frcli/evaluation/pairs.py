@@ -66,7 +66,7 @@ def make_pairs(
     Answers are kept in the ``journal``; ``report(done)`` counts questions. Sample i of question q has the seed ``q *
     samples + i`` behind that of ``sampling``.
     """
-    setting = [engine.options.policy, engine.options.gamma, samples, most, repr(sampling)]
+    setting = [engine.setting, samples, most, repr(sampling)]
     keys = [key_of(setting, question.example.prompt) for question in questions]
     todo: list[int] = []
     done = 0
@@ -85,7 +85,7 @@ def make_pairs(
                 seed = (sampling.seed or 0) + number * samples + sample
                 yield Request(prompt, replace(sampling, seed=seed), most)
 
-    written: dict[int, dict[int, str]] = {}
+    written: dict[int, dict[int, str | None]] = {}
     for place, outcome in write_many(engine, requests()):
         number, sample = todo[place // samples], place % samples
         answers = written.setdefault(number, {})
@@ -93,25 +93,27 @@ def make_pairs(
         if len(answers) == samples:
             ordered = [answers[i] for i in range(samples)]
             del written[number]
-            journal.put(keys[number], {"answers": ordered})
             done += 1
             report(done)
-            yield from _pair(questions[number], ordered, counts)
+            if None in ordered:
+                counts.too_long += 1
+                continue
+            kept = [answer for answer in ordered if answer is not None]
+            journal.put(keys[number], {"answers": kept})
+            yield from _pair(questions[number], kept, counts)
 
 
-def _text(outcome: Answer | FrcliError) -> str:
+def _text(outcome: Answer | FrcliError) -> str | None:
+    """The answer; None for a prompt that does not fit."""
     if isinstance(outcome, ContextError):
-        return ""
+        return None
     if isinstance(outcome, FrcliError):
         raise outcome
     return outcome.text
 
 
 def _pair(question: Question, answers: Sequence[str], counts: Counts) -> Iterator[Pair]:
-    written = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
-    if not written:
-        counts.too_long += 1
-        return
+    written = list(dict.fromkeys(answer.strip() for answer in answers))
     graded = {answer: question.right(answer) for answer in written}
     wrong = next((answer for answer, right in graded.items() if not right), None)
     if wrong is None:

@@ -70,7 +70,13 @@ def _differences(document: Mapping[str, Any]) -> str:
 
 
 def difference(values: Sequence[float]) -> str:
-    """A difference and its interval; bold when the interval does not hold zero."""
+    """A difference and its interval; bold when the interval tells it from zero."""
     mean, low, high = values
     text = f"{mean:+.3f}"
-    return f"{f'**{text}**' if low > 0 or high < 0 else text} ({low:+.3f} to {high:+.3f})"
+    return f"{f'**{text}**' if certain(values) else text} ({low:+.3f} to {high:+.3f})"
+
+
+def certain(values: Sequence[float]) -> bool:
+    """Whether an interval tells a difference from none; one without width comes from too few items to tell anything."""
+    _, low, high = values
+    return low < high and (low > 0 or high < 0)

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from frcli.errors import UsageError
 from frcli.evaluation import guard
 
 _SHOWN = 400  # characters of a failure that are kept
@@ -42,7 +43,12 @@ class Run:
 
 
 def run_program(program: str, limits: Limits = Limits()) -> Run:
-    """Run Python source; it has ``finished`` when its last statement was done without an error or an exit."""
+    """Run Python source; it has ``finished`` when its last statement was done without an error or an exit.
+
+    Raises ``UsageError`` on Windows, which has none of what keeps a program in.
+    """
+    if os.name != "posix":
+        raise UsageError("programs that a model wrote are not run on this system", "use Linux or macOS")
     word = secrets.token_hex(16)
     order = json.dumps({"limits": asdict(limits), "word": word}) + "\n" + program
     with tempfile.TemporaryDirectory(prefix="frcli-", ignore_cleanup_errors=True) as folder:

@@ -53,7 +53,7 @@ def test_policies_side_by_side(
     policies = [part for system in systems for part in ("--policy", system)]
     ran = process(*arguments(trio, rows, *policies, *writing, "--against", "expert:math", "--seed", 3))
     assert ran.code == 0, ran.err
-    assert not ran.out and not list(tmp_path.glob("*.part"))
+    assert not ran.out and not list(tmp_path.glob("*.journal"))
     document = json.loads(outs[0].read_text())
     assert list(document["systems"]) == systems
     tasks = document["tasks"]
@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_goes_on(
     assert process(*arguments(trio, rows, "-o", whole, "--parallel", 2)).code == 0
     command = [*FRCLI, *arguments(trio, rows, "-o", cut, "--parallel", 2)]
     running = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    part = tmp_path / "cut.json.part"
+    part = tmp_path / "cut.json.journal"
     end = time.monotonic() + 120
     while time.monotonic() < end and (not part.exists() or part.read_bytes().count(b"\n") < 5):
         time.sleep(0.005)
@@ -131,7 +131,7 @@ def test_ctrl_c_says_what_is_safe(trio: Bundle, rows: dict[str, Path], tmp_path:
     running = subprocess.Popen(
         [*FRCLI, *arguments(trio, rows, "-o", out)], env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    part = Path(f"{out}.part")
+    part = Path(f"{out}.journal")
     end = time.monotonic() + 120
     while time.monotonic() < end and (not part.exists() or not part.stat().st_size):
         time.sleep(0.005)

@@ -38,8 +38,8 @@ def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: P
     document = json.loads(out.read_text())
     columns = document["columns"]
     assert {name: file["examples"] for name, file in document["files"].items()} == {
-        "rows.jsonl@0:3": 3,
-        "rows.jsonl@3:": 1,
+        f"{data}@0:3": 3,
+        f"{data}@3:": 1,
     }
     assert [column["examples"] for column in columns.values()] == [3, 1]
     systems = ["general", "math", "code", "router", "fused 0.0", "fused 0.5", "fused 1.0"]
@@ -118,6 +118,36 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
         assert result.returncode == 2 and words in result.stderr
     result = frcli("train", "router", "--expert", "router", *common)
     assert result.returncode == 2 and "'router' is not a name" in result.stderr
+
+
+def test_pairs_from_the_command_line(tmp_path: Path, data: Path) -> None:
+    bundle = write_bundle(tmp_path / "trio").folder
+    rows, out = tmp_path / "sums.jsonl", tmp_path / "pairs.jsonl"
+    plain = {"instruction": "Say hello.", "instances": [{"input": "", "output": "Hello."}]}
+    sums = [{"question": f"the {n}", "answer": f"#### {n + 1000}"} for n in range(3)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in [*sums, plain]))
+    more = ("-o", out, "--samples", 2, "--max-tokens", 8, "--ctx", 256)
+    result = frcli("train", "pairs", bundle, "--data", rows, *more)
+    assert result.returncode == 0, result.stderr
+    assert "3 pairs (3 with the data's answer" in result.stderr and "1 rows that cannot be graded" in result.stderr
+    pairs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert sorted(pair["chosen"] for pair in pairs) == ["#### 1000", "#### 1001", "#### 1002"]
+    assert not list(tmp_path.glob("pairs.jsonl.*"))
+    assert frcli("train", "pairs", bundle, "--data", rows, *more).returncode == 1
+    result = frcli("train", "pairs", bundle, "--data", data, *more, "--force")
+    assert result.returncode == 1 and "no row can be graded" in result.stderr
+
+
+def test_policies_of_one_name_are_scored_apart(tmp_path: Path, data: Path) -> None:
+    write_bundle(tmp_path / "trio")
+    out = tmp_path / "out.json"
+    policies = [part for gamma in (0, 1) for part in ("--policy", f"fusionroute,gamma={gamma}")]
+    more = ("--gammas", "0,1", "--max-length", 128, *policies, "-o", out)
+    result = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}", *more)
+    assert result.returncode == 0, result.stderr
+    nll = json.loads(out.read_text())["columns"]["a"]["nll"]
+    for gamma in (0, 1):
+        assert nll[f"fusionroute,gamma={gamma}"] == pytest.approx(nll[f"fused {gamma}.0"], abs=1e-4)
 
 
 @pytest.mark.train

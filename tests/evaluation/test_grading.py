@@ -16,6 +16,8 @@ from frcli.evaluation.grading import number_in, program_in, run_tests, same_numb
         ("It costs $1,000.", 1000),
         ("between 2 and -7", -7),
         ("about .5", 0.5),
+        ("it takes 3-4 hours", 4),
+        ("x = -4", -4),
         ("#### none, so 8", 8),
         ("5 is wrong ####", 5),
         ("no number", None),

@@ -21,6 +21,8 @@ def test_a_program_that_is_right_finishes() -> None:
     program = "import math, re, heapq, collections, itertools\nassert math.sqrt(4) == 2\nprint('é' * 3)"
     assert run_program(program).finished
     assert run_program("open('mine.txt', 'w').write('x')\nassert open('mine.txt').read() == 'x'").finished
+    assert run_program("if __name__ == '__main__':\n    input()").finished  # nobody asked for that part
+    assert run_program("import dataclasses as d\n@d.dataclass\nclass P:\n    x: 'int'\nassert P(1) == P(1)").finished
     assert run_program("import threading\nt = threading.Thread(target=int); t.start(); t.join()").finished
 
 
@@ -97,9 +99,17 @@ def test_files_of_others_stay_as_they_are(tmp_path: Path) -> None:
         f"import shutil; shutil.rmtree({str(tmp_path)!r})",
         f"import os; os.truncate({str(victim)!r}, 0)",
         f"import os; os.chdir('/'); open({str(victim)!r}, 'a').write('x')",
+        f"import os; open('x', 'w').close(); os.replace('x', {str(victim)!r})",
+        f"import os; os.symlink('x', {str(tmp_path / 'link')!r})",
     ):
         assert not run_program(program, QUICK).finished, program
+    if KERNEL:  # the audit hook does not see where a folder's descriptor leads
+        by_folder = f"import os; os.open('victim', os.O_RDONLY | os.O_TRUNC, dir_fd=os.open({str(tmp_path)!r}, 0))"
+        assert not run_program(by_folder, QUICK).finished
+        other = "import os, resource as r; r.prlimit(os.getppid(), r.RLIMIT_CORE, (0, 0))"
+        assert not run_program(other, QUICK).finished
     assert victim.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [victim]
 
 
 @pytest.mark.skipif(not KERNEL, reason="only the audit hook is there")

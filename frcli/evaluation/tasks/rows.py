@@ -39,7 +39,8 @@ def _tests(row: dict[str, Any]) -> dict[str, Any]:
 
 def logical(task: str, data_set: str, files: dict[str, str] | None = None, **other: Any) -> dict[str, Dataset]:
     """Rows of a LogiGLUE data set."""
-    place = (files or {}).get(task) or (files or {}).get("logiglue")
+    given = files or {}
+    place = next((given[name] for name in (task, *logiglue.tags(data_set)) if name in given), None)
     return {"test": Dataset.from_list(logiglue.read(data_set, Path(place) if place else None))}
 
 

@@ -266,9 +266,10 @@ def pairs(
             raise Interrupted("stopped", f"what was answered is safe in {place}: the same command goes on") from None
     ui.save("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found), out)
     place.unlink(missing_ok=True)
+    ungraded = len(asked) - len(questions)
     ui.say(
         f"{counts.written} pairs ({counts.gold} with the data's answer as the right one), {counts.easy} prompts always "
-        f"answered right, {counts.too_long} not answered, {len(asked) - len(questions)} rows that cannot be graded"
+        f"answered right, {counts.too_long} without a whole answer, {ungraded} rows that cannot be graded"
     )
 
 

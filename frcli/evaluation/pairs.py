@@ -27,7 +27,7 @@ class Question:
 @dataclass(slots=True)
 class Counts:
     """What came of the questions: ``written`` pairs, of which ``gold`` have the data's answer as the right one; all
-    answers right (``easy``: no pair), and prompts that are too long.
+    answers right (``easy``: no pair), and no answer that came to its end (``too_long``).
     """
 
     written: int = 0
@@ -67,7 +67,7 @@ def make_pairs(
     samples + i`` behind that of ``sampling``.
     """
     setting = [engine.setting, samples, most, repr(sampling)]
-    keys = [key_of(setting, question.example.prompt) for question in questions]
+    keys = [key_of(setting, number, question.example.prompt) for number, question in enumerate(questions)]
     todo: list[int] = []
     done = 0
     for number, key in enumerate(keys):
@@ -95,25 +95,24 @@ def make_pairs(
             del written[number]
             done += 1
             report(done)
-            if None in ordered:
-                counts.too_long += 1
-                continue
-            kept = [answer for answer in ordered if answer is not None]
-            journal.put(keys[number], {"answers": kept})
-            yield from _pair(questions[number], kept, counts)
+            journal.put(keys[number], {"answers": ordered})
+            yield from _pair(questions[number], ordered, counts)
 
 
 def _text(outcome: Answer | FrcliError) -> str | None:
-    """The answer; None for a prompt that does not fit."""
+    """The answer; None for a prompt that does not fit, and for an answer that was cut off."""
     if isinstance(outcome, ContextError):
         return None
     if isinstance(outcome, FrcliError):
         raise outcome
-    return outcome.text
+    return outcome.text if outcome.finish_reason in ("eos", "stop") else None
 
 
-def _pair(question: Question, answers: Sequence[str], counts: Counts) -> Iterator[Pair]:
-    written = list(dict.fromkeys(answer.strip() for answer in answers))
+def _pair(question: Question, answers: Sequence[str | None], counts: Counts) -> Iterator[Pair]:
+    written = list(dict.fromkeys(answer.strip() for answer in answers if answer is not None))
+    if not written:
+        counts.too_long += 1
+        return
     graded = {answer: question.right(answer) for answer in written}
     wrong = next((answer for answer, right in graded.items() if not right), None)
     if wrong is None:

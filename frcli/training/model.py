@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from converters.trained import Trained
 
 SFT, FUSED = "sft", "fused"
+SCALE = 2.0  # alpha / rank of every delta that is trained here
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class RouterModel:
         """The exponent of the router's logits: the recipe's number, with a gate times its sigmoid, [n]."""
         return self.recipe.gamma if self.gate is None else self.recipe.gamma * self.gate(states)[:, 0].sigmoid()
 
-    def load(self, file: Path) -> None:
+    def load(self, file: Path, experts: Sequence[str], base_sha256: str) -> None:
         """Go on from a router that was trained before, with the layers that are kept of it; raises ``ModelError`` for
         one that does not fit.
         """
@@ -99,6 +100,15 @@ class RouterModel:
         from converters.trained import read_trained
 
         trained = read_trained(file)
+        if list(trained.experts) != list(experts):
+            raise ModelError(
+                f"{file} routes to {', '.join(trained.experts)}, not to {', '.join(experts)}",
+                "name its experts in its order",
+            )
+        if trained.base_sha256 and trained.base_sha256 != base_sha256:
+            raise ModelError(f"{file} was trained on another base", "start from a router of this base")
+        if trained.gate is not None and self.gate is None:
+            raise ModelError(f"{file} has a gate", "go on with --objective fused --gate")
         delta = _renumbered(trained, self.layers)
         modules = {
             name.removeprefix("base_model.model."): module
@@ -106,10 +116,10 @@ class RouterModel:
             if hasattr(module, "lora_A")
         }
         if set(delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
-            raise ModelError(f"{file} was trained on other layers or experts", "start from a router of this base")
+            raise ModelError(f"{file} was trained on other layers", "start from a router of as many")
         with torch.no_grad():
             for name, lora in delta.items():
-                for part, values in (("lora_A", lora.a), ("lora_B", lora.b)):
+                for part, values in (("lora_A", lora.a), ("lora_B", lora.b * (lora.scale / SCALE))):
                     weight = getattr(modules[name], part)["default"].weight
                     if tuple(weight.shape) != values.shape:
                         raise ModelError(f"{file} has rank {lora.a.shape[0]}", "give --rank that number")

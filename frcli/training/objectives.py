@@ -50,7 +50,10 @@ def fused_nll(logits: Any, target: Any, kept: Kept, gamma: Any) -> Any:
     at_kept = router.gather(1, kept.ids.reshape(n, e * k)).reshape(n, e, k)
     scores = (kept.logp + exponent[..., None] * at_kept) / (1 + exponent[..., None]) + kept.weight.log()
     right = (kept.gold + exponent * router.gather(1, target[:, None])) / (1 + exponent)
-    return scores.logsumexp(-1) - right
+    # The right token is known exactly and counts once, whether it was kept or stands for others: without it in the sum
+    # the loss would have no floor, and with its stratum's weight too high a one.
+    others = scores.masked_fill(kept.ids == target[:, None, None], float("-inf")).logsumexp(-1)
+    return torch.logaddexp(others, right) - right
 
 
 def agreement(logits: Any, kept: Kept, chosen: Any, gamma: Any) -> Any:

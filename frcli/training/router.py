@@ -26,7 +26,7 @@ from frcli.training.depth import chosen_layers
 from frcli.training.head import fit_head
 from frcli.training.known import KnownRows, known_rows, teacher_rows
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
-from frcli.training.model import FUSED, SFT, Recipe, RouterModel
+from frcli.training.model import FUSED, SCALE, SFT, Recipe, RouterModel
 
 FILE_NAME = "router.safetensors"
 
@@ -124,7 +124,7 @@ def train_router(
 
     router = RouterModel(base, len(experts), recipe, threads, schedule.seed, choose)
     if start is not None:
-        router.load(start)
+        router.load(start, list(experts), hashlib.sha256(base.read_bytes()).hexdigest())
     first = len(examples)  # the first row of a pair
     before = _before(router, known, everything, first, report_scores) if pairs else None
 
@@ -132,7 +132,8 @@ def train_router(
         return losses(router, known, batch, first, before)
 
     files = [base, *filter(None, experts.values()), *filter(None, [start, teacher])]
-    run = fingerprint(files, everything, list(experts), recipe, schedule)
+    names = [(name, adapter is not None) for name, adapter in experts.items()]
+    run = fingerprint(files, everything, names, first, start is not None, teacher is not None, recipe, schedule)
     units = [[i] for i in range(first)] + [[first + 2 * i, first + 2 * i + 1] for i in range(len(pairs))]
     checkpoint = out / "checkpoint.pt"
     fit(router.parameters(), loss_of, everything, schedule, checkpoint, run, report, units)
@@ -146,7 +147,7 @@ def train_router(
         delta=router.delta(),
         routing=routing,
         experts=list(experts),
-        scale=2.0,
+        scale=SCALE,
         base_sha256=hashlib.sha256(base.read_bytes()).hexdigest(),
         calibration=calibration_tokens(examples, schedule.seed),
         prompt=prompt,

@@ -87,6 +87,26 @@ def test_the_fused_nll_is_that_of_the_whole_distributions(rows: Any, gamma: floa
     assert abs(np.mean(found[0]) / wanted.mean() - 1) < 0.01
 
 
+@pytest.mark.parametrize("rank", [0, 200, 600, 2000])
+def test_a_router_that_is_sure_of_the_right_token_gains_no_more_than_there_is(rank: int) -> None:
+    """Wherever the right token stands in the expert's row, kept, drawn or neither."""
+    import torch
+
+    from frcli.training.objectives import fused_nll
+
+    row = (np.random.default_rng(1).normal(size=WIDTH) * 3).astype(np.float32)
+    target = np.array([np.argsort(-row)[rank]])
+    for sure in (0.0, 10.0, 30.0):
+        router = row.copy()[None]
+        router[0, target] = router.max() + sure
+        wanted = exact(row[None, None], router, target, np.ones(1))
+        for seed in range(8):
+            kept = kept_of(row[None, None], target, seed)
+            got = float(fused_nll(torch.from_numpy(router), torch.from_numpy(target), kept, 1.0))
+            assert got == pytest.approx(float(wanted[0, 0]), rel=0.08, abs=0.02)
+            assert got >= 0
+
+
 def test_each_token_has_its_own_gate_and_it_learns(rows: Any) -> None:
     import torch
 

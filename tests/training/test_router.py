@@ -108,12 +108,13 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_the_same(
 ) -> None:
     from safetensors.numpy import load_file
 
-    whole, _ = train(experts, tmp_path / "whole", **more)
+    whole, all_steps = train(experts, tmp_path / "whole", **more)
     with pytest.raises(KeyboardInterrupt):
         train(experts, tmp_path / "cut", stop=13, **more)
     cut, steps = train(experts, tmp_path / "cut", **more)
     one, other = load_file(whole), load_file(cut)
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+    assert len(steps) == len(all_steps) - 10  # stopped at 13, saved every 5
     assert not (tmp_path / "cut" / "checkpoint.pt").exists()
 
 
@@ -157,12 +158,19 @@ def test_the_first_step_of_cdpo_has_no_margin_but_the_experts(
 def test_a_start_that_does_not_fit_is_refused(experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path) -> None:
     from frcli.errors import ModelError
 
-    other = tiny.write_trained(tmp_path / "router.safetensors", experts=("a", "b", "c"))
-    with pytest.raises(ModelError, match="other layers or experts"):
+    other = tiny.write_trained(tmp_path / "router.safetensors", experts=("taught", "general"))
+    with pytest.raises(ModelError, match="routes to taught, general, not to general, taught"):
         train(experts, tmp_path / "out", start=other)
     wide = tiny.write_trained(tmp_path / "wide.safetensors", experts=("general", "taught"), rank=8)
     with pytest.raises(ModelError, match="rank 8"):
         train(experts, tmp_path / "out", start=wide)
+    names, gated, foreign = ("general", "taught"), tmp_path / "gated.safetensors", tmp_path / "foreign.safetensors"
+    tiny.write_trained(gated, experts=names, gate_bias=0.0)
+    with pytest.raises(ModelError, match="has a gate"):
+        train(experts, tmp_path / "out", start=gated)
+    tiny.write_trained(foreign, experts=names, base_sha256="ab" * 32)
+    with pytest.raises(ModelError, match="another base"):
+        train(experts, tmp_path / "out", start=foreign)
 
 
 def test_a_shallow_router_is_healed_by_its_teacher(

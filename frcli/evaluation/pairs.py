@@ -121,4 +121,4 @@ def _pair(question: Question, answers: Sequence[str | None], counts: Counts) -> 
     own = next((answer for answer, right in graded.items() if right), None)
     counts.written += 1
     counts.gold += own is None
-    yield Pair(question.example.prompt, own or question.example.answer, wrong)
+    yield Pair(question.example.prompt, question.example.answer if own is None else own, wrong)

@@ -156,6 +156,11 @@ def router(
         raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
     if pairs and start is None:
         raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
+    if start is not None and start.is_dir():
+        start = start / "router.safetensors"
+    for option, path in (("--start", start), ("--teacher", teacher)):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{option}: there is no {path}", "give a router that was trained, or its ONNX file")
     named: dict[str, Path | None] = {}
     for text in experts:
         name, _, file = text.partition("=")

@@ -113,6 +113,8 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
         (("--objective", "dpo"), "it is sft or fused"),
         (("--gate",), "add --objective fused"),
         (("--pairs", data), "give it as --start"),
+        (("--start", "gone"), "--start: there is no gone"),
+        (("--teacher", "gone.onnx"), "--teacher: there is no gone.onnx"),
     ):
         result = frcli("train", "router", "--expert", "a", *more, *common)
         assert result.returncode == 2 and words in result.stderr

@@ -286,6 +286,7 @@ def _prepare(
     from frcli.examples import encode_examples, encode_pairs, read_examples, read_pairs
     from frcli.sources.llama import LlamaModel
     from frcli.tokens import ChatTemplate
+    from frcli.training.batches import pair_units
     from frcli.training.loop import plan
 
     examples = [example for spec in data for example in read_examples(spec)]
@@ -300,18 +301,13 @@ def _prepare(
     finally:
         model.close()
     everything = [*encoded, *(answer for pair in both for answer in pair)]
-    units = _units(len(encoded), len(everything))
+    units = pair_units(len(encoded), len(everything))
     tokens = sum(len(e.prompt) + len(e.answer) for e in everything)
     answers = sum(len(e.answer) for e in everything)
     steps = len(plan(everything, schedule, units))
     counted = f"{len(encoded)} examples" + (f" and {len(both)} pairs" if both else "")
     typer.echo(f"{counted}, {tokens} tokens ({answers} of answers), {steps} steps", err=True)
     return encoded, both
-
-
-def _units(single: int, rows: int) -> list[list[int]]:
-    """Rows that must stay together: none of the first ones, then pairs."""
-    return [[i] for i in range(single)] + [[i, i + 1] for i in range(single, rows, 2)]
 
 
 def _say_cost(
@@ -325,9 +321,10 @@ def _say_cost(
 ) -> None:
     from frcli.cli.ui import size
     from frcli.sources.devices import available_memory
+    from frcli.training.batches import pair_units
     from frcli.training.estimate import estimate
 
-    units = None if single is None else _units(single, len(examples))
+    units = None if single is None else pair_units(single, len(examples))
     cost = estimate(base, examples, schedule, modules, rank, layers=layers, units=units)
     memory, minutes = f"{size(cost.memory)} of memory ({size(available_memory())} are free)", cost.seconds / 60
     typer.echo(f"about {memory} and {minutes:.0f} minutes, without the experts' own reading", err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from frcli.evaluation.comparison import MEAN
-from frcli.evaluation.report import certain, group_mean, short
+from frcli.evaluation.report import best_means, certain, group_mean, short
 
 _COLOURS = 8  # that the template has
 _LABEL, _BAR, _LINE = 150, 190, 18  # widths and height of a bar chart's parts, in pixels
@@ -26,16 +26,10 @@ def page(document: Mapping[str, Any]) -> str:
         charts=[_chart(document, task) for task in [*tasks, MEAN]],
         experts=[(name, number % _COLOURS) for number, name in enumerate(experts)],
         samples=[_sample(sample, experts) for sample in document["samples"] if sample["written"]],
-        best=_best(document),
+        best=best_means(document),
         certain=certain,
         group_mean=group_mean,
     )
-
-
-def _best(document: Mapping[str, Any]) -> dict[str, float]:
-    systems = document["systems"].values()
-    best = {task: max(result["tasks"][task][MEAN] for result in systems) for task in document["tasks"]}
-    return best | {MEAN: max(result[MEAN] for result in systems)}
 
 
 def _chart(document: Mapping[str, Any], column: str) -> dict[str, Any]:

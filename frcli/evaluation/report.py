@@ -30,8 +30,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _scores(document: Mapping[str, Any]) -> str:
     tasks, systems = list(document["tasks"]), document["systems"]
-    best = {task: max(result["tasks"][task][MEAN] for result in systems.values()) for task in tasks}
-    best[MEAN] = max(result[MEAN] for result in systems.values())
+    best = best_means(document)
     rows = []
     for system, result in systems.items():
         cells = [_score(result["tasks"][task], best[task]) for task in tasks] + [_score(result, best[MEAN])]
@@ -40,6 +39,13 @@ def _scores(document: Mapping[str, Any]) -> str:
     items = [str(len(task["items"])) for task in document["tasks"].values()]
     rows.append(["*items*", *items, str(sum(map(int, items))), "", ""])
     return _table(["", *map(short, tasks), "mean", "tokens/s", "calls/token"], rows)
+
+
+def best_means(document: Mapping[str, Any]) -> dict[str, float]:
+    """The highest mean of each task, and that over all tasks."""
+    systems = document["systems"].values()
+    best = {task: max(result["tasks"][task][MEAN] for result in systems) for task in document["tasks"]}
+    return best | {MEAN: max(result[MEAN] for result in systems)}
 
 
 def _score(cell: Mapping[str, Any], best: float) -> str:
@@ -61,7 +67,7 @@ def group_mean(result: Mapping[str, Any], tasks: Sequence[str]) -> float:
 
 
 def _differences(document: Mapping[str, Any]) -> str:
-    columns = [task for task, cell in document["tasks"].items()] + [MEAN]
+    columns = [*document["tasks"], MEAN]
     rows = [
         [system, *(difference(found[column]) if column in found else "" for column in columns)]
         for system, found in document["differences"].items()

@@ -84,6 +84,11 @@ def plan_epoch(
     return batches
 
 
+def pair_units(single: int, rows: int) -> list[list[int]]:
+    """The units of :func:`plan_epoch` for rows of which the first ``single`` stand alone and the others are pairs."""
+    return [[i] for i in range(single)] + [[i, i + 1] for i in range(single, rows, 2)]
+
+
 def calibration_tokens(
     examples: Sequence[Encoded], seed: int, sequences: int = 16, length: int = 256
 ) -> NDArray[np.int32] | None:

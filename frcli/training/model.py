@@ -110,11 +110,7 @@ class RouterModel:
         if trained.gate is not None and self.gate is None:
             raise ModelError(f"{file} has a gate", "go on with --objective fused --gate")
         delta = _renumbered(trained, self.layers)
-        modules = {
-            name.removeprefix("base_model.model."): module
-            for name, module in self.language.named_modules()
-            if hasattr(module, "lora_A")
-        }
+        modules = self._adapted()
         if set(delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
             raise ModelError(f"{file} was trained on other layers", "start from a router of as many")
         with torch.no_grad():
@@ -132,10 +128,17 @@ class RouterModel:
     def delta(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.float16]]]:
         """What the language model has learnt: A and B by module path."""
         return {
-            name.removeprefix("base_model.model."): tuple(
+            name: tuple(
                 getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
                 for part in ("lora_A", "lora_B")
             )
+            for name, module in self._adapted().items()
+        }
+
+    def _adapted(self) -> dict[str, Any]:
+        """The layers that have a LoRA, by module path of the base."""
+        return {
+            name.removeprefix("base_model.model."): module
             for name, module in self.language.named_modules()
             if hasattr(module, "lora_A")
         }

@@ -8,7 +8,6 @@ tokens of the step, those over pairs by the number of pairs; prompts count in no
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from numpy.typing import NDArray
 
 from frcli.examples import Encoded
 from frcli.training import objectives
-from frcli.training.batches import Batch, calibration_tokens, make_batch, plan_epoch
+from frcli.training.batches import Batch, calibration_tokens, make_batch, pair_units, plan_epoch
 from frcli.training.depth import chosen_layers
 from frcli.training.head import fit_head
 from frcli.training.known import KnownRows, known_rows, teacher_rows
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
 from frcli.training.model import FUSED, SCALE, SFT, Recipe, RouterModel
-
-FILE_NAME = "router.safetensors"
 
 
 class Known:
@@ -111,8 +108,10 @@ def train_router(
     ``out``/router.safetensors, which ``convert router`` merges with the base. The experts' rows and a checkpoint are
     kept in ``out`` until the end, so that a run that was cut off goes on.
     """
-    from converters.trained import save_trained
+    from converters.checkpoint import fingerprint as file_fingerprint
+    from converters.trained import FILE_NAME, save_trained
 
+    base_sha256 = file_fingerprint(base)
     everything = [*examples, *(answer for pair in pairs for answer in pair)]
     rows = known_rows(base, experts, everything, out / "rows", threads, report_scores)
     taught = teacher_rows(teacher, everything, out / "rows", threads, report_scores) if teacher is not None else None
@@ -124,7 +123,7 @@ def train_router(
 
     router = RouterModel(base, len(experts), recipe, threads, schedule.seed, choose)
     if start is not None:
-        router.load(start, list(experts), hashlib.sha256(base.read_bytes()).hexdigest())
+        router.load(start, list(experts), base_sha256)
     first = len(examples)  # the first row of a pair
     before = _before(router, known, everything, first, report_scores) if pairs else None
 
@@ -134,7 +133,7 @@ def train_router(
     files = [base, *filter(None, experts.values()), *filter(None, [start, teacher])]
     names = [(name, adapter is not None) for name, adapter in experts.items()]
     run = fingerprint(files, everything, names, first, start is not None, teacher is not None, recipe, schedule)
-    units = [[i] for i in range(first)] + [[first + 2 * i, first + 2 * i + 1] for i in range(len(pairs))]
+    units = pair_units(first, len(everything))
     checkpoint = out / "checkpoint.pt"
     fit(router.parameters(), loss_of, everything, schedule, checkpoint, run, report, units)
     routing, prompt = _fitted(router, known, examples, report_scores)
@@ -148,7 +147,7 @@ def train_router(
         routing=routing,
         experts=list(experts),
         scale=SCALE,
-        base_sha256=hashlib.sha256(base.read_bytes()).hexdigest(),
+        base_sha256=base_sha256,
         calibration=calibration_tokens(examples, schedule.seed),
         prompt=prompt,
         gate=gate,
@@ -170,7 +169,8 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
     found: dict[str, Any] = {}
     loss: Any = 0.0
     if (n := int(right.sum())) > 0:
-        kept = known.kept([index for index in batch.indices if index < first])
+        single = [index for index in batch.indices if index < first]
+        kept = known.kept(single)
         mine, weights, gamma = logits[right], router.head(states[right]), router.gamma(states[right])
         lm = torch.nn.functional.cross_entropy(mine, target[right], reduction="sum") / n
         with torch.set_grad_enabled(recipe.objective == FUSED):  # only reported otherwise
@@ -179,7 +179,7 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
             loss = lm + recipe.lam * objectives.routing_loss(weights, kept) / n
         else:
             loss = (weights.softmax(-1) * nll).sum() / n + recipe.lm_share * lm
-        distilled = known.distilled(mine, [index for index in batch.indices if index < first])
+        distilled = known.distilled(mine, single)
         if distilled is not None:
             loss = loss + recipe.distill * distilled / n
         chosen = weights.detach().argmax(-1, keepdim=True)

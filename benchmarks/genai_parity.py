@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from converters.checkpoint import Checkpoint, open_checkpoint
+from converters.checkpoint import open_checkpoint
+from converters.decoder import Checkpoint
 from converters.parity import TEXT, compare
 from converters.reference import logits as reference_logits
 from converters.router import convert_router

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from converters.checkpoint import EMBEDDING, HEAD, Checkpoint, LlamaConfig, gguf_name
-from converters.llama import build_llama
+from converters.decoder import EMBEDDING, HEAD, Checkpoint, DecoderConfig
+from converters.gguf_model import gguf_name
 from converters.output import staging
 from converters.quantize import BLOCK, Quantized, from_levels
+from converters.transformer import build_decoder
 from converters.weights import PRECISIONS, TABLES, Matrix, Weights
 from frcli.bundle import ROUTER_FORMAT
 from frcli.errors import OutputError, UsageError
@@ -38,7 +39,7 @@ _BLOCKS = {"Q4_0": (32, 18), "Q6_K": (256, 210)}
 _RMS = {bits: math.sqrt((4**bits - 1) / 12) for bits in (4, 6, 8)}
 
 
-def check_shape(config: LlamaConfig) -> None:
+def check_shape(config: DecoderConfig) -> None:
     """Raise ``UsageError`` for a shape that llama.cpp or ONNX Runtime cannot run in these precisions."""
     if min(config.layers, config.heads, config.kv_heads, config.head_dim, config.intermediate, config.context) < 1:
         raise UsageError(f"a model cannot have the shape {config}", "all sizes are at least 1")
@@ -55,7 +56,9 @@ def check_shape(config: LlamaConfig) -> None:
         raise UsageError(f"a vocabulary of {config.vocab} is too small", "give at least 512 tokens")
 
 
-def write_models(folder: Path, expert: LlamaConfig, router: LlamaConfig, experts: Sequence[str]) -> tuple[Path, Path]:
+def write_models(
+    folder: Path, expert: DecoderConfig, router: DecoderConfig, experts: Sequence[str]
+) -> tuple[Path, Path]:
     """Return the files of the two models in ``folder``, written if they are not there yet.
 
     Raises ``OutputError`` when the disk lacks room for what is to be written.
@@ -86,18 +89,18 @@ def write_models(folder: Path, expert: LlamaConfig, router: LlamaConfig, experts
     return files
 
 
-def stem(shape: LlamaConfig) -> str:
+def stem(shape: DecoderConfig) -> str:
     """Return what tells a shape's files from those of others."""
     heads = f"{shape.heads}q{shape.kv_heads}kv{shape.head_dim}"
     return f"{shape.layers}x{shape.hidden}-{heads}-{shape.intermediate}-v{shape.vocab}-c{shape.context}"
 
 
-def expert_bytes(config: LlamaConfig) -> int:
+def expert_bytes(config: DecoderConfig) -> int:
     """Return the bytes of the tensors that :func:`write_expert` writes."""
     return sum(_stored(kind, shape) for _, shape, kind in _tensors(config))
 
 
-def router_bytes(config: LlamaConfig) -> int:
+def router_bytes(config: DecoderConfig) -> int:
     """Return the bytes of the matrices that :func:`write_router` writes."""
     total = 0
     for name, shape in config.shapes().items():
@@ -109,7 +112,7 @@ def router_bytes(config: LlamaConfig) -> int:
     return total
 
 
-def write_expert(path: Path, config: LlamaConfig, seed: int) -> None:
+def write_expert(path: Path, config: DecoderConfig, seed: int) -> None:
     """Write the model as llama-quantize stores Q4_0: the output matrix in Q6_K, all else in Q4_0, norms in float32.
 
     The vocabulary is a byte-level BPE of made-up texts. Raises ``UsageError`` for an impossible shape and
@@ -138,7 +141,7 @@ def write_expert(path: Path, config: LlamaConfig, seed: int) -> None:
         writer.close()
 
 
-def write_router(path: Path, config: LlamaConfig, experts: Sequence[str], seed: int) -> None:
+def write_router(path: Path, config: DecoderConfig, experts: Sequence[str], seed: int) -> None:
     """Write the model as ``frcli convert router`` stores int4, with a routing head over ``experts``.
 
     Raises as :func:`write_expert` does.
@@ -160,12 +163,12 @@ def write_router(path: Path, config: LlamaConfig, experts: Sequence[str], seed: 
     norms = Checkpoint(path, config, lambda name: np.ones(shapes[name], np.float32))
     routing = (random.standard_normal((len(experts), config.hidden)) * config.hidden**-0.5).astype(np.float32)
     with staging(path) as folder:
-        build_llama(norms, _weights(random, config), config.context, routing).save(
+        build_decoder(norms, _weights(random, config), config.context, routing).save(
             folder / path.name, metadata, "frcli"
         )
 
 
-def _tensors(config: LlamaConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
+def _tensors(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Yield GGUF name, shape [rows, columns] and storage of every tensor."""
     # llama-quantize keeps the matrix that gives the logits in more bits; a tied model's is its embedding.
     output = EMBEDDING if config.tied else HEAD
@@ -211,7 +214,7 @@ def _storage(module: str) -> tuple[int, bool]:
     return PRECISION.bits, PRECISION.symmetric
 
 
-def _weights(random: np.random.Generator, config: LlamaConfig) -> Weights:
+def _weights(random: np.random.Generator, config: DecoderConfig) -> Weights:
     shapes = config.shapes()
 
     def weights(modules: Sequence[str]) -> Matrix:
@@ -230,7 +233,7 @@ def _quantized(random: np.random.Generator, rows: int, columns: int, bits: int, 
     return from_levels(bits, columns, levels, scales, zeros)
 
 
-def _add_metadata(writer: Any, config: LlamaConfig) -> None:
+def _add_metadata(writer: Any, config: DecoderConfig) -> None:
     import gguf
 
     writer.add_type("model")

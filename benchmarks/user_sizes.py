@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import random_llama
 import speed_plot
 
-from converters.checkpoint import LlamaConfig
+from converters.decoder import DecoderConfig
 from converters.output import refuse_existing, staging
 from frcli.bench.machine import processor, total_memory, versions
 from frcli.errors import FrcliError, ModelError, UsageError
@@ -50,9 +50,9 @@ EXPERTS = ("first", "second", "third", "fourth")
 GIB = 1 << 30
 
 
-def _llama(layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, ffn: int, tied: bool) -> LlamaConfig:
+def _llama(layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, ffn: int, tied: bool) -> DecoderConfig:
     factors = (1.0,) * (head_dim // 2)
-    return LlamaConfig(hidden, layers, heads, kv_heads, head_dim, ffn, 128256, 1e-5, 500000.0, factors, tied, 4096)
+    return DecoderConfig(hidden, layers, heads, kv_heads, head_dim, ffn, 128256, 1e-5, 500000.0, factors, tied, 4096)
 
 
 EXPERT = _llama(32, 4096, 32, 8, 128, 14336, tied=False)  # Llama-3.1-8B
@@ -345,7 +345,7 @@ def _run(options: argparse.Namespace) -> None:
         write(options.plot, plot(medians(seconds), result))
 
 
-def _changed(shape: LlamaConfig, text: str, vocab: int) -> LlamaConfig:
+def _changed(shape: DecoderConfig, text: str, vocab: int) -> DecoderConfig:
     """Return ``shape`` with the sizes that ``text`` names, such as ``layers=2,ffn=96``."""
     sizes = {"vocab": vocab}
     for part in filter(None, text.split(",")):
@@ -357,7 +357,7 @@ def _changed(shape: LlamaConfig, text: str, vocab: int) -> LlamaConfig:
     return dataclasses.replace(shape, **sizes, rope_factors=factors)  # type: ignore[arg-type]
 
 
-def _described(shape: LlamaConfig, file: Path, stored: str) -> dict[str, Any]:
+def _described(shape: DecoderConfig, file: Path, stored: str) -> dict[str, Any]:
     sizes = {name: value for name, value in dataclasses.asdict(shape).items() if not name.startswith(("rope", "rms"))}
     return {**sizes, "stored": stored, "file_bytes": file.stat().st_size}
 

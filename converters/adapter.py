@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import Checkpoint, gguf_name, interleave, open_checkpoint
+from converters.checkpoint import open_checkpoint
+from converters.decoder import Checkpoint
+from converters.gguf_model import gguf_name, interleave, interleaved_heads
 from converters.llamacpp import logits as llama_logits
 from converters.lora import Lora, check_fit, merge, read_peft
 from converters.output import refuse_existing, staging
@@ -55,14 +57,14 @@ def _write(path: Path, checkpoint: Checkpoint, updates: Mapping[str, Lora], dtyp
     # own scale.
     alphas = {round(update.scale * update.a.shape[0], 6) for update in updates.values()}
     common = len(alphas) == 1 and 0.0 not in alphas
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, checkpoint.config.family)
     writer.add_type("adapter")
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alphas.pop() if common else 0.0)
-    heads = {"self_attn.q_proj": checkpoint.config.heads, "self_attn.k_proj": checkpoint.config.kv_heads}
+    heads = interleaved_heads(checkpoint.config)
     size = 0
     for module, update in updates.items():
-        name = gguf_name(module)
+        name = gguf_name(module, checkpoint.config.family)
         if name is None or (module == "lm_head" and checkpoint.config.tied):
             raise ModelError(f"llama.cpp has no place for an update of {module}", "train the adapter without it")
         b = update.b if common else update.b * np.float32(update.scale)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import HEAD, Array, Checkpoint, open_safetensors, read_json, read_tensor
+from converters.decoder import HEAD, Array, Checkpoint
+from converters.hugging import open_safetensors, read_json, read_tensor
 from frcli.errors import ModelError
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>[AB])\.(?:default\.)?weight")

@@ -1,4 +1,4 @@
-"""Llama checkpoint (+ a trained delta and routing head) -> ONNX router."""
+"""Checkpoint (+ a trained delta and routing head) -> ONNX router."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.calibration import calibrated
-from converters.checkpoint import HEAD, Checkpoint, fingerprint, open_checkpoint
-from converters.llama import build_llama
+from converters.checkpoint import fingerprint, open_checkpoint
+from converters.decoder import Checkpoint
 from converters.lora import merge
 from converters.output import refuse_existing, staging
 from converters.parity import Parity, check_tokens, compare
-from converters.reference import hidden_states
+from converters.reference import hidden_states, logits_of
 from converters.session import run_text
 from converters.trained import FILE_NAME, Trained, read_trained
+from converters.transformer import build_decoder
 from converters.weights import precision_named, rounded
 from frcli.bundle import ROUTER_FORMAT
 from frcli.errors import BundleError, UsageError
@@ -42,7 +43,7 @@ def convert_router(
 ) -> Parity | None:
     """Write the ONNX router ``out`` made of ``base`` and the trained part, and return how well it agrees with them.
 
-    ``base`` is a GGUF file or a safetensors folder of the Llama family. Without ``trained`` the result is the plain
+    ``base`` is a GGUF file or a safetensors folder of a known family. Without ``trained`` the result is the plain
     model, without a routing output; if the trained part holds texts for calibration, int4 is quantized for them.
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
     router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
@@ -93,7 +94,7 @@ def convert_router(
         else:
             weights = rounded(checkpoint, chosen)
         prompt, gate = (part.prompt, part.gate) if part else (None, None)
-        build_llama(checkpoint, weights, context, routing, prompt, gate).save(folder / out.name, metadata, "frcli")
+        build_decoder(checkpoint, weights, context, routing, prompt, gate).save(folder / out.name, metadata, "frcli")
         if not check:
             return None
         result = _check(base, checkpoint, folder / out.name, context, routing)
@@ -105,7 +106,7 @@ def _check(
 ) -> Parity:
     tokens = check_tokens(base, checkpoint.config.vocab)[:context]
     hidden = hidden_states(checkpoint, tokens)
-    expected = hidden @ checkpoint.tensor(HEAD).T
+    expected = logits_of(checkpoint, hidden)
     outputs = run_text(model, tokens)
     if routing is None:
         return compare(expected, outputs["logits"])

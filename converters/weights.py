@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import EMBEDDING, HEAD, Checkpoint
+from converters.decoder import EMBEDDING, HEAD, Checkpoint
 from converters.quantize import Quantized, quantize
 from frcli.errors import UsageError
 
@@ -67,6 +67,11 @@ def stacked(checkpoint: Checkpoint, modules: Sequence[str]) -> NDArray[np.float3
     """Return the checkpoint's weights of the modules one below the other, float32 [rows of all, columns]."""
     parts = [checkpoint.tensor(f"{module}.weight") for module in modules]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def bias_of(checkpoint: Checkpoint, layer: int) -> NDArray[np.float32]:
+    """Return the biases of the layer's query, key and value one behind the other, float32 [rows of all]."""
+    return np.concatenate([checkpoint.tensor(f"{module}.bias") for module in linears(layer)[0]])
 
 
 def rounded(checkpoint: Checkpoint, precision: Precision) -> Weights:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.checkpoint import LlamaConfig, open_checkpoint
+from converters.checkpoint import open_checkpoint
+from converters.decoder import DecoderConfig
 from frcli.examples import Encoded
 from frcli.training.loop import Schedule, plan
 
@@ -66,7 +67,7 @@ def estimate(
     return Estimate(memory + _OVERHEAD, work / (flops or machine_flops()))
 
 
-def _layer_weights(config: LlamaConfig) -> int:
+def _layer_weights(config: DecoderConfig) -> int:
     prefix = "model.layers.0."
     return sum(math.prod(shape) for name, shape in config.shapes().items() if name.startswith(prefix))
 

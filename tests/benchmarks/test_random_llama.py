@@ -14,7 +14,8 @@ import tiny
 from gguf.quants import dequantize
 from onnx import numpy_helper
 
-from converters.checkpoint import LlamaConfig, open_checkpoint
+from converters.checkpoint import open_checkpoint
+from converters.decoder import DecoderConfig
 from converters.router import convert_router
 from frcli.errors import OutputError
 from frcli.sources.llama import LlamaModel, LlamaSource
@@ -25,8 +26,8 @@ SHAPE = tiny.TinyShape(hidden=256, intermediate=96, tied=False, vocabulary=tiny.
 EXPERTS = ("a", "b", "c", "d")
 
 
-def config(shape: tiny.TinyShape) -> LlamaConfig:
-    return LlamaConfig(
+def config(shape: tiny.TinyShape) -> DecoderConfig:
+    return DecoderConfig(
         hidden=shape.hidden,
         layers=shape.layers,
         heads=shape.heads,

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from converters.calibration import _forward, _rms_norm, calibrated
-from converters.checkpoint import EMBEDDING, FINAL_NORM, Array, Checkpoint, open_checkpoint
+from converters.calibration import calibrated
+from converters.checkpoint import open_checkpoint
+from converters.decoder import EMBEDDING, FINAL_NORM, Array, Checkpoint
+from converters.forward import rms_norm, run_layer
 from converters.gptq import Hessian, quantize_calibrated
 from converters.lora import merge
 from converters.parity import kl
@@ -37,12 +39,12 @@ def test_calibrated_weights_are_closer_to_the_source(which: str, request: pytest
 
 
 @pytest.mark.parametrize("which", ["base", "untied"])
-def test_forward_is_that_of_the_reference(which: str, request: pytest.FixtureRequest) -> None:
+def test_many_texts_in_single_precision_are_what_the_reference_says(which: str, request: pytest.FixtureRequest) -> None:
     checkpoint = open_checkpoint(request.getfixturevalue(which))
     state = checkpoint.tensor(EMBEDDING)[TEXTS]
     for layer in range(checkpoint.config.layers):
-        state = _forward(checkpoint, layer, state, lambda modules, inputs: inputs @ stacked(checkpoint, modules).T)
-    got = _rms_norm(state, checkpoint.tensor(FINAL_NORM), checkpoint.config.rms_eps)
+        state = run_layer(checkpoint, layer, state, lambda modules, inputs: inputs @ stacked(checkpoint, modules).T)
+    got = rms_norm(state, checkpoint.tensor(FINAL_NORM), checkpoint.config.rms_eps)
     for row, text in zip(got, TEXTS.tolist(), strict=True):
         np.testing.assert_allclose(row, hidden_states(checkpoint, text), atol=1e-4)
 
@@ -66,7 +68,7 @@ def test_matrices_are_quantized_for_what_reaches_them_behind_the_quantized_ones(
     assert isinstance(table, Quantized) and table.bits == 8
     state = np.concatenate([checkpoint.tensor(EMBEDDING)[TEXTS], table.dequantize()[TEXTS]])
     for layer in range(checkpoint.config.layers):
-        state = _forward(checkpoint, layer, state, check)
+        state = run_layer(checkpoint, layer, state, check)
 
 
 def test_router_is_calibrated_end_to_end(base: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from converters.checkpoint import deinterleave, fingerprint, gguf_name, interleave, open_checkpoint
+from converters.checkpoint import fingerprint, open_checkpoint
+from converters.gguf_model import deinterleave, gguf_name, interleave
 from frcli.errors import ModelError
 
 
@@ -100,7 +101,7 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"hidden_size": "many"}, "makes no sense"),
         ({"num_hidden_layers": 3}, "lacks the tensor model.layers.2"),
-        ({"num_hidden_layers": 1}, "plain Llama models do not have"),
+        ({"num_hidden_layers": 1}, "models of the family llama do not have"),
         ({"intermediate_size": 128}, "where its configuration says"),
         ({"num_key_value_heads": 3}, "do not fit together"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
@@ -146,7 +147,7 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "field", "message"),
     [
-        ("qwen2", None, "'qwen2'"),
+        ("gpt2", None, "'gpt2'"),
         ("llama", ("llama.expert_count", 8), "mixture of experts"),
         ("llama", ("split.count", 2), "split GGUF"),
         ("llama", None, "lacks"),
@@ -169,7 +170,9 @@ def test_names() -> None:
     assert gguf_name("model.layers.12.self_attn.o_proj") == "blk.12.attn_output"
     assert gguf_name("model.layers.0.mlp.gate_proj") == "blk.0.ffn_gate"
     assert gguf_name("lm_head") == "output"
-    assert gguf_name("model.layers.0.mlp.router") is None
+    assert gguf_name("model.layers.0.mlp.nothing") is None
+    assert gguf_name("model.layers.1.pre_feedforward_layernorm", "gemma2") == "blk.1.ffn_norm"
+    assert gguf_name("model.layers.1.post_attention_layernorm") == "blk.1.ffn_norm"
     assert gguf_name("visual.proj") is None
 
 

@@ -9,7 +9,8 @@ import onnx
 import pytest
 import tiny
 
-from converters.checkpoint import Array, Checkpoint, fingerprint, open_checkpoint
+from converters.checkpoint import fingerprint, open_checkpoint
+from converters.decoder import Array, Checkpoint
 from converters.lora import merge
 from converters.parity import kl
 from converters.quantize import quantize

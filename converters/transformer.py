@@ -1,4 +1,4 @@
-"""The graph of a Llama model for ONNX Runtime, with KV buffers that are updated in place and an optional routing head.
+"""The graph of a decoder for ONNX Runtime, with KV buffers that are updated in place and an optional routing head.
 
 Inputs
 
@@ -30,12 +30,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.checkpoint import FINAL_NORM, Checkpoint
+from converters.decoder import FINAL_NORM, LAYERS, SILU, Checkpoint
 from converters.graph import MICROSOFT, Graph
-from converters.weights import Matrix, Weights, linears
+from converters.weights import Matrix, Weights, bias_of, linears
 
 
-def build_llama(
+def build_decoder(
     checkpoint: Checkpoint,
     weights: Weights,
     context: int,
@@ -51,17 +51,13 @@ def build_llama(
     """
     heads = {"routing": routing, "prompt_routing": prompt}
     chosen = {name: head for name, head in heads.items() if head is not None}
-    return _Llama(checkpoint, weights, context).build(chosen, gate)
+    return _Decoder(checkpoint, weights, context).build(chosen, gate)
 
 
-class _Llama:
+class _Decoder:
     def __init__(self, checkpoint: Checkpoint, weights: Weights, context: int) -> None:
         self.checkpoint, self.config, self.weights = checkpoint, checkpoint.config, weights
-        self.graph = Graph()
-        self.cos, self.sin = (
-            self.graph.weight(name, table)
-            for name, table in zip(("cos", "sin"), self.config.rotary(context), strict=True)
-        )
+        self.graph, self.context = Graph(), context
 
     def build(self, heads: Mapping[str, NDArray[np.float32]], gate: NDArray[np.float32] | None) -> Graph:
         graph, config = self.graph, self.config
@@ -76,6 +72,9 @@ class _Llama:
 
         table = self.weights(["model.embed_tokens"])
         residual = graph.embed(ids, table, "embedding", "embedded")
+        if config.embedding_scale != 1:
+            scale = graph.weight("embedding.scale", np.array(config.embedding_scale, np.float32))
+            residual = graph.node("Mul", [residual, scale], "embedded.scaled")
         branch = ""
         for layer in range(config.layers):
             residual, branch = self._layer(layer, residual, branch)
@@ -87,10 +86,15 @@ class _Llama:
             "Gather", [graph.node("Reshape", [hidden, flat], "hidden.flat"), rows], "hidden.rows", axis=0
         )
         final = self._norm(wanted, FINAL_NORM)
+        raw = "logits.raw" if config.logit_cap else "logits"
         if config.tied:
-            graph.project(final, table, "embedding", "logits")
+            graph.project(final, table, "embedding", raw)
         else:
-            graph.project(final, self.weights(["lm_head"]), "head", "logits")
+            graph.project(final, self.weights(["lm_head"]), "head", raw)
+        if config.logit_cap:
+            cap = graph.weight("logits.cap", np.array(config.logit_cap, np.float32))
+            bent = graph.node("Tanh", [graph.node("Div", [raw, cap], "logits.small")], "logits.bent")
+            graph.node("Mul", [bent, cap], "logits")
         graph.output("logits", np.float32, ["n", config.vocab])
         for name, head in heads.items():
             graph.node("MatMul", [final, graph.weight(f"{name}.weight", head.T)], name)
@@ -106,44 +110,82 @@ class _Llama:
 
     def _layer(self, layer: int, residual: str, branch: str) -> tuple[str, str]:
         """Add one layer to residual + branch and return its residual and the branch that is still to be added to it."""
-        prefix = f"model.layers.{layer}."
+        prefix = f"{LAYERS}{layer}."
         qkv, out, gate_up, down = map(self.weights, linears(layer))
         normed, residual = self._add_norm(residual, branch, f"{prefix}input_layernorm.weight")
         branch = self._attention(layer, normed, qkv, out)
-        normed, residual = self._add_norm(residual, branch, f"{prefix}post_attention_layernorm.weight")
-        return residual, self._mlp(layer, normed, gate_up, down)
+        if self.config.post_norms:
+            branch = self._norm(branch, f"{prefix}post_attention_layernorm.weight")
+        normed, residual = self._add_norm(residual, branch, self.config.norm_before_mlp(layer))
+        branch = self._mlp(layer, normed, gate_up, down)
+        if self.config.post_norms:
+            branch = self._norm(branch, f"{prefix}post_feedforward_layernorm.weight")
+        return residual, branch
 
     def _attention(self, layer: int, value: str, qkv: Matrix, out: Matrix) -> str:
-        packed = self.graph.linear(value, qkv, f"attention.{layer}.qkv")
-        attended, _, _ = self.graph.nodes(
+        graph, config, name = self.graph, self.config, f"attention.{layer}"
+        packed = graph.linear(value, qkv, f"{name}.qkv")
+        if config.qkv_bias:
+            bias = graph.weight(f"{name}.bias", bias_of(self.checkpoint, layer))
+            packed = graph.node("Add", [packed, bias], f"{name}.moved")
+        query = self._normed_heads(layer, packed) if config.qk_norm else [packed, "", ""]
+        rotated = layer not in config.unrotated
+        settings: dict[str, int | float] = {"do_rotary": int(rotated), "rotary_interleaved": 0}
+        if config.attention_scale:
+            settings["scale"] = config.attention_scale
+        if config.attention_cap:
+            settings["softcap"] = config.attention_cap
+        if window := config.window(layer):
+            settings["local_window_size"] = window
+        attended, _, _ = graph.nodes(
             "GroupQueryAttention",
             [
-                packed,
-                "",
-                "",
+                *query,
                 f"past_key.{layer}",
                 f"past_value.{layer}",
                 "seqlens_k",
                 "total_sequence_length",
-                self.cos,
-                self.sin,
+                *(self._rotary(layer) if rotated else ()),
             ],
-            [f"attention.{layer}", f"present_key.{layer}", f"present_value.{layer}"],
+            [name, f"present_key.{layer}", f"present_value.{layer}"],
             MICROSOFT,
-            num_heads=self.config.heads,
-            kv_num_heads=self.config.kv_heads,
-            do_rotary=1,
-            rotary_interleaved=0,
+            num_heads=config.heads,
+            kv_num_heads=config.kv_heads,
+            **settings,
         )
-        return self.graph.linear(attended, out, f"attention.{layer}.out")
+        return graph.linear(attended, out, f"{name}.out")
+
+    def _rotary(self, layer: int) -> list[str]:
+        """The cosines and sines of the layer's angles; layers that turn alike share them."""
+        local = bool(self.config.window(layer) and self.config.local_theta)
+        names = [f"{wave}.local" if local else wave for wave in ("cos", "sin")]
+        tables = self.config.rotary(self.context, layer)
+        return [self.graph.weight(name, table) for name, table in zip(names, tables, strict=True)]
+
+    def _normed_heads(self, layer: int, packed: str) -> list[str]:
+        """Query, key and value apart, each head of the first two divided by its root mean square."""
+        graph, config = self.graph, self.config
+        sizes = [count * config.head_dim for count in (config.heads, config.kv_heads, config.kv_heads)]
+        names = [f"attention.{layer}.{part}" for part in ("q", "k", "v")]
+        graph.nodes("Split", [packed, graph.weight("qkv.sizes", np.array(sizes, dtype=np.int64))], names, axis=-1)
+        heads = graph.weight("heads.shape", np.array([0, 0, -1, config.head_dim], dtype=np.int64))
+        joined = graph.weight("joined.shape", np.array([0, 0, -1], dtype=np.int64))
+        normed = []
+        for name, part in zip(names[:2], "qk", strict=True):
+            apart = graph.node("Reshape", [name, heads], f"{name}.heads")
+            even = self._norm(apart, f"{LAYERS}{layer}.self_attn.{part}_norm.weight")
+            normed.append(graph.node("Reshape", [even, joined], f"{name}.normed"))
+        return [*normed, names[2]]
 
     def _mlp(self, layer: int, value: str, gate_up: Matrix, down: Matrix) -> str:
         size = self.config.intermediate
         both = self.graph.linear(value, gate_up, f"mlp.{layer}.gate_up")
         sizes = self.graph.weight("mlp.sizes", np.array([size, size], dtype=np.int64))
         gate, up = self.graph.nodes("Split", [both, sizes], [f"mlp.{layer}.gate", f"mlp.{layer}.up"], axis=-1)
-        # x * sigmoid(alpha x) with alpha 1 is SiLU.
-        active = self.graph.node("QuickGelu", [gate], f"mlp.{layer}.silu", MICROSOFT, alpha=1.0)
+        if self.config.activation == SILU:  # x * sigmoid(alpha x) with alpha 1
+            active = self.graph.node("QuickGelu", [gate], f"mlp.{layer}.silu", MICROSOFT, alpha=1.0)
+        else:
+            active = self.graph.node("Gelu", [gate], f"mlp.{layer}.gelu", approximate="tanh")
         product = self.graph.node("Mul", [active, up], f"mlp.{layer}.product")
         return self.graph.linear(product, down, f"mlp.{layer}.down")
 

@@ -1,0 +1,235 @@
+"""Checkpoints in GGUF files, of any quantization, for the families of :mod:`converters.hugging`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.decoder import GELU, LAYERS, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from frcli.errors import ModelError
+
+Fields = Mapping[str, Any]
+
+# What gguf's reader raises on bytes that are not what they claim to be.
+CORRUPT = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError, OSError)
+# Tensors that are numbers of the configuration.
+_ROPE = {name: f"{name}.weight" for name in ("rope_freqs", "rope_factors_short", "rope_factors_long")}
+
+
+def gguf_name(module: str, family: str = "llama") -> str | None:
+    """Return the GGUF name of a module (``model.layers.3.self_attn.q_proj`` -> ``blk.3.attn_q``), or None."""
+    number = module.removeprefix(LAYERS).partition(".")[0] if module.startswith(LAYERS) else "0"
+    if not number.isdecimal():
+        return None
+    return _names(family, int(number) + 1).get_name(module)  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=64)
+def _names(family: str, layers: int) -> Any:
+    import gguf
+
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(kinds["llama" if family == "mistral" else family], layers)
+
+
+def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Return q or k rows [heads * head_dim, ...] in llama.cpp's order for Llama and Mistral.
+
+    Hugging Face pairs row i of a head with row i + head_dim/2 for the rotation; llama.cpp pairs rows 2i and 2i + 1.
+    Only the output rows move, so the same reordering applies to a weight and to the B of a low-rank update of it.
+    """
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Undo :func:`interleave`."""
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def interleaved_heads(config: DecoderConfig) -> dict[str, int]:
+    """The modules of a layer whose rows llama.cpp has in an order of its own, and their numbers of heads."""
+    if config.family not in ("llama", "mistral"):
+        return {}
+    return {"self_attn.q_proj": config.heads, "self_attn.k_proj": config.kv_heads}
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Return the checkpoint in a GGUF file; raises ``ModelError`` for one that is damaged or not supported."""
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    try:
+        reader = GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+        tensors = {tensor.name: tensor for tensor in reader.tensors}
+    except CORRUPT as error:
+        raise ModelError(
+            f"cannot read {path} as GGUF: {error}", "it is damaged or no GGUF file: fetch it again"
+        ) from error
+    config = _read_config(path, fields, tensors)
+    shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
+    places = _places(config, shapes)
+    found = {name: (place[1].stop - place[1].start, *shapes[place[0]][1:]) for name, place in places.items()}
+    known = {place for place, _ in places.values()} | set(_ROPE.values())
+    check_shapes(path, config, found | {name: shape for name, shape in shapes.items() if name not in known})
+    heads = interleaved_heads(config)
+
+    def read(name: str) -> Array:
+        stored, rows = places[name]
+        tensor = tensors[stored]
+        try:
+            array = dequantize(tensor.data[rows], tensor.tensor_type).reshape(found[name])
+        except (*CORRUPT, NotImplementedError) as error:
+            raise ModelError(f"cannot read {stored} of {path} ({tensor.tensor_type.name}): {error}") from error
+        rotated = heads.get(name.split(".", 3)[-1].rpartition(".")[0])
+        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)
+
+    return Checkpoint(path, config, read)
+
+
+def _places(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, slice]]:
+    """Where the rows of each tensor are: the name in the file, and which of its rows."""
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    joint = {}
+    if config.family == "phi3":
+        joint = {
+            "self_attn.q_proj": ("self_attn.qkv_proj", 0),
+            "self_attn.k_proj": ("self_attn.qkv_proj", query),
+            "self_attn.v_proj": ("self_attn.qkv_proj", query + key),
+            "mlp.gate_proj": ("mlp.up_proj", 0),  # llama.cpp's ffn_up has both, gates first
+            "mlp.up_proj": ("mlp.up_proj", config.intermediate),
+        }
+    places = {}
+    for name, shape in config.shapes().items():
+        module, _, kind = name.rpartition(".")
+        part = module.split(".", 3)[-1]
+        whole, start = joint.get(part, (part, 0))
+        stored = gguf_name(module[: len(module) - len(part)] + whole, config.family)
+        if stored is None or f"{stored}.{kind}" not in shapes:
+            continue
+        rows = shape[0] if part in joint else shapes[f"{stored}.{kind}"][0]
+        places[name] = f"{stored}.{kind}", slice(start, start + rows)
+    return places
+
+
+def _read_config(path: Path, fields: Fields, tensors: Mapping[str, Any]) -> DecoderConfig:
+    family = fields.get("general.architecture")
+    if family not in _FAMILIES or fields.get("general.type", "model") != "model":
+        kind = "a LoRA adapter" if fields.get("general.type") == "adapter" else f"of the architecture {family!r}"
+        raise ModelError(f"{path} is {kind}", f"models that can be converted are {', '.join(_FAMILIES)}")
+    if fields.get("split.count", 0) > 1:
+        raise ModelError(f"{path} is one part of a split GGUF", "merge the parts with llama-gguf-split first")
+    own = {name.removeprefix(f"{family}."): value for name, value in fields.items() if name.startswith(f"{family}.")}
+    if own.get("expert_count", 0):
+        raise ModelError(f"{path} is a mixture of experts", "only dense models can be converted")
+    try:
+        return _config(path, str(family), own, tensors)
+    except KeyError as error:
+        raise ModelError(f"{path} lacks {error.args[0]}", "it is damaged or incomplete: fetch it again") from error
+    except (ValueError, TypeError, IndexError, ZeroDivisionError, OverflowError) as error:
+        raise ModelError(f"{path} has a configuration that makes no sense: {error}", "fetch it again") from error
+
+
+def _config(path: Path, family: str, own: Fields, tensors: Mapping[str, Any]) -> DecoderConfig:
+    heads, hidden, layers = (int(own[name]) for name in ("attention.head_count", "embedding_length", "block_count"))
+    if not 0 < layers <= 1024:
+        raise ValueError(f"{layers} layers")
+    head_dim = int(own.get("attention.key_length", hidden // heads))
+    if int(own.get("rope.dimension_count", head_dim)) != head_dim:
+        raise ModelError(f"{path} rotates only a part of each head", "such models are not supported")
+    if int(own.get("attention.value_length", head_dim)) != head_dim:
+        raise ModelError(f"{path} has values of another size than its keys", "such models are not supported")
+    factors, scale, longest = _rope_factors(path, own, tensors, head_dim)
+    return DecoderConfig(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=int(own.get("attention.head_count_kv", heads)),
+        head_dim=head_dim,
+        intermediate=int(own["feed_forward_length"]),
+        vocab=int(tensors["token_embd.weight"].shape[1]),
+        rms_eps=float(own["attention.layer_norm_rms_epsilon"]),
+        rope_theta=float(own.get("rope.freq_base", 10000.0)),
+        rope_factors=factors,
+        rope_scale=scale,
+        tied="output.weight" not in tensors,
+        context=min(int(own.get("context_length", 2048)), longest),
+        family=family,
+        activation=GELU if family.startswith("gemma") else SILU,
+        **_FAMILIES[family](own, layers, hidden // heads),
+    )
+
+
+def _llama(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    return {}
+
+
+def _qwen2(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    return {"qkv_bias": True}
+
+
+def _qwen3(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    return {"qk_norm": True}
+
+
+# llama.cpp itself knows some things by family that are not in the file: which layers of Gemma have a window and of
+# SmolLM3 no rotation, and that the largest model of each Gemma scales its queries by another number than head_dim.
+
+
+def _gemma(own: Fields, layers: int, pattern: int, width: int, largest: int) -> dict[str, Any]:
+    window = int(own.get("attention.sliding_window", 4096))
+    return {
+        "windows": tuple(window if (layer + 1) % pattern else 0 for layer in range(layers)),
+        "post_norms": True,
+        "embedding_scale": float(own["embedding_length"]) ** 0.5,
+        "attention_scale": width**-0.5 if layers == largest else float(own["attention.key_length"]) ** -0.5,
+        "attention_cap": float(own.get("attn_logit_softcapping", 0)),
+        "logit_cap": float(own.get("final_logit_softcapping", 0)),
+    }
+
+
+def _gemma2(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    return _gemma(own, layers, 2, width, largest=46)
+
+
+def _gemma3(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    local = float(own.get("rope.freq_base_swa", 10000.0))
+    return {**_gemma(own, layers, 6, width, largest=62), "qk_norm": True, "local_theta": local}
+
+
+def _smollm3(own: Fields, layers: int, width: int) -> dict[str, Any]:
+    return {"unrotated": tuple(range(3, layers, 4))}
+
+
+_FAMILIES: dict[str, Callable[[Fields, int, int], dict[str, Any]]] = {
+    "llama": _llama,  # and Mistral
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "smollm3": _smollm3,
+    "phi3": _llama,
+}
+
+
+def _rope_factors(
+    path: Path, own: Fields, tensors: Mapping[str, Any], head_dim: int
+) -> tuple[tuple[float, ...], float, int]:
+    """What divides the frequencies, what multiplies cosines and sines, and the longest text that this holds for."""
+    kind = own.get("rope.scaling.type", "none")
+    if kind not in ("none", "linear", "longrope"):
+        raise ModelError(f"{path} uses the rope scaling {kind!r}", "only none, linear and llama3 scaling are supported")
+    factor = float(own.get("rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
+    factors = np.full(head_dim // 2, factor)
+    longest = int(own.get("context_length", 2048))
+    for name in ("rope_freqs", "rope_factors_short"):  # worked out by whoever wrote the file
+        if _ROPE[name] in tensors:
+            factors = factors * np.asarray(tensors[_ROPE[name]].data, dtype=np.float64).reshape(-1)
+    if _ROPE["rope_factors_short"] in tensors:
+        longest = int(own.get("rope.scaling.original_context_length", longest))
+    return tuple(factors.tolist()), float(own.get("rope.scaling.attn_factor", 1.0)), longest

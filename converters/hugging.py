@@ -1,0 +1,314 @@
+"""Checkpoints in Hugging Face's form: config.json and safetensors files, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.decoder import GELU, HEAD, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from frcli.errors import ModelError
+
+Values = Mapping[str, Any]
+
+_ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU}
+# Tensors that some checkpoints hold although they follow from the configuration.
+_DERIVED = ("rotary_emb.inv_freq",)
+
+
+def open_folder(path: Path) -> Checkpoint:
+    """Return the checkpoint in a folder; raises ``ModelError`` for files that are missing, damaged or not supported."""
+    config = read_config(path)
+    files = dict(_files(path))
+    handles: dict[Path, Any] = {}
+    found: dict[str, tuple[int, ...]] = {}
+    for file in sorted(set(files.values())):
+        handles[file] = handle = open_safetensors(file)
+        found |= {
+            name: tuple(handle.get_slice(name).get_shape())
+            for name in handle.keys()  # noqa: SIM118 - not a dict
+        }
+        files |= dict.fromkeys(handle.keys(), file)
+    found = {name: shape for name, shape in found.items() if not name.endswith(_DERIVED)}
+    if config.tied:
+        found.pop(HEAD, None)
+    places = {name: (name, slice(None)) for name in found}
+    if config.family == "phi3":
+        found, places = _in_parts(config, found)
+    check_shapes(path, config, found)
+    shifted = 1.0 if config.family in ("gemma2", "gemma3") else 0.0
+
+    def read(name: str) -> Array:
+        stored, rows = places[name]
+        array = read_tensor(handles[files[stored]], files[stored], stored)[rows]
+        return array + np.float32(shifted) if shifted and name.endswith("norm.weight") else array
+
+    return Checkpoint(path, config, read)
+
+
+def _in_parts(
+    config: DecoderConfig, found: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, slice]]]:
+    """Phi-3's joint matrices as those of the others: shapes by name, and where the rows of each are."""
+    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    joint = {
+        "self_attn.qkv_proj.weight": {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
+        "mlp.gate_up_proj.weight": {"mlp.gate_proj": config.intermediate, "mlp.up_proj": config.intermediate},
+    }
+    shapes, places = {}, {}
+    for name, shape in found.items():
+        head, _, tail = name.partition("self_attn." if ".self_attn." in name else "mlp.")
+        parts = joint.get(name[len(head) :] if tail else name)
+        if not parts or sum(parts.values()) != shape[0]:
+            shapes[name], places[name] = shape, (name, slice(None))
+            continue
+        start = 0
+        for part, rows in parts.items():
+            shapes[f"{head}{part}.weight"] = (rows, *shape[1:])
+            places[f"{head}{part}.weight"] = name, slice(start, start + rows)
+            start += rows
+    return shapes, places
+
+
+def open_safetensors(file: Path) -> Any:
+    """Return a handle on a safetensors file; raises ``ModelError`` if it is missing, truncated or corrupt."""
+    import ml_dtypes  # noqa: F401 - teaches numpy bfloat16, in which most checkpoints are stored
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"cannot read {file}: {error}", "it is missing or damaged: fetch it again") from error
+
+
+def read_tensor(handle: Any, file: Path, name: str) -> Array:
+    """Return a tensor of :func:`open_safetensors` as float32; raises ``ModelError`` if it is not floating point."""
+    from safetensors import SafetensorError
+
+    try:
+        array = handle.get_tensor(name)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise ModelError(f"cannot read {name} of {file}: {error}") from error
+    if array.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
+        raise ModelError(
+            f"{name} of {file} is stored as {array.dtype.name}", "use the unquantized checkpoint or a GGUF"
+        )
+    return np.asarray(array, dtype=np.float32)
+
+
+def _files(path: Path) -> Iterator[tuple[str, Path]]:
+    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    if not index.is_file():
+        if not single.is_file() and any(path.glob("*.bin")):
+            raise ModelError(
+                f"{path} has its weights in pickle files, which can run any code when they are read",
+                "use its safetensors files",
+            )
+        yield "", single
+        return
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise ModelError(f"{index} has no weight_map", "fetch the checkpoint again")
+    for name, file in weight_map.items():
+        if Path(file).name != file:
+            raise ModelError(f"{index} names the file {file!r} outside its folder", "fetch the checkpoint again")
+        yield name, path / file
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; raises ``ModelError`` if it is missing or something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"cannot read {file}: {error}", "it belongs to the checkpoint or adapter: fetch it again"
+        ) from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is not a JSON object", "fetch it again")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+
+
+def read_config(path: Path) -> DecoderConfig:
+    """Return the shape that a folder's config.json describes; raises ``ModelError`` for one that is not supported."""
+    file = path / "config.json"
+    values = read_json(file)
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in _FAMILIES:
+        raise ModelError(
+            f"{path} is of the architecture {kind!r}", f"known are {', '.join(_FAMILIES)}; a GGUF of others may do"
+        )
+    try:
+        return _config(path, kind, values)
+    except KeyError as error:
+        raise ModelError(f"{file} lacks {error.args[0]}", "fetch the checkpoint again") from error
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise ModelError(f"{file} has a value that makes no sense: {error}", "fetch the checkpoint again") from error
+
+
+def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
+    for name in ("attention_bias", "mlp_bias"):
+        if values.get(name):
+            raise ModelError(f"{path} has {name}", "it is not supported")
+    activation = values.get("hidden_activation") or values.get("hidden_act") or "silu"
+    if activation not in _ACTIVATIONS:
+        raise ModelError(
+            f"{path} uses the activation {activation!r}", f"supported are {' and '.join(sorted(_ACTIVATIONS))}"
+        )
+    hidden, heads, layers = (int(values[name]) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    if not 0 < layers <= 1024:
+        raise ValueError(f"{layers} layers")
+    head_dim = int(values.get("head_dim") or hidden // heads)
+    rope = _rope(values)
+    theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
+    context = int(values.get("max_position_embeddings", 2048))
+    factors, scale, longest = _rope_factors(path, rope, theta, head_dim, values, context)
+    family: dict[str, Any] = {
+        "qkv_bias": False,
+        "tied": bool(values.get("tie_word_embeddings", kind in ("gemma2", "gemma3_text", "smollm3"))),
+    } | _FAMILIES[kind](values, layers)
+    return DecoderConfig(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=int(values.get("num_key_value_heads") or heads),
+        head_dim=head_dim,
+        intermediate=int(values["intermediate_size"]),
+        vocab=int(values["vocab_size"]),
+        rms_eps=float(values["rms_norm_eps"]),
+        rope_theta=theta,
+        rope_factors=factors,
+        rope_scale=scale,
+        context=min(context, longest),
+        family={"gemma3_text": "gemma3"}.get(kind, kind),
+        activation=_ACTIVATIONS[activation],
+        **family,
+    )
+
+
+def _windows(values: Values, sliding: Callable[[int], bool], layers: int) -> tuple[int, ...]:
+    """The window of each layer: as ``layer_types`` says, or else where ``sliding(layer)``."""
+    window = values.get("sliding_window")
+    if not window or values.get("use_sliding_window") is False:
+        return ()
+    types = values.get("layer_types") or ["sliding_attention" if sliding(layer) else "" for layer in range(layers)]
+    if len(types) != layers:
+        raise ValueError(f"layer_types has {len(types)} entries for {layers} layers")
+    return tuple(int(window) if kind == "sliding_attention" else 0 for kind in types)
+
+
+def _llama(values: Values, layers: int) -> dict[str, Any]:
+    return {}
+
+
+def _mistral(values: Values, layers: int) -> dict[str, Any]:
+    return {"windows": _windows(values, lambda layer: True, layers)}
+
+
+def _qwen2(values: Values, layers: int) -> dict[str, Any]:
+    return {"qkv_bias": True, "windows": _qwen_windows(values, layers)}
+
+
+def _qwen3(values: Values, layers: int) -> dict[str, Any]:
+    return {"qk_norm": True, "windows": _qwen_windows(values, layers)}
+
+
+def _qwen_windows(values: Values, layers: int) -> tuple[int, ...]:
+    if not values.get("use_sliding_window"):
+        return ()
+    first = int(values.get("max_window_layers", 28))
+    return _windows(values, lambda layer: layer >= first, layers)
+
+
+def _gemma(values: Values, layers: int, pattern: int) -> dict[str, Any]:
+    return {
+        "windows": _windows(values, lambda layer: (layer + 1) % pattern != 0, layers),
+        "post_norms": True,
+        "embedding_scale": float(values["hidden_size"]) ** 0.5,
+        "attention_scale": float(values["query_pre_attn_scalar"]) ** -0.5,
+        "attention_cap": float(values.get("attn_logit_softcapping") or 0),
+        "logit_cap": float(values.get("final_logit_softcapping") or 0),
+    }
+
+
+def _gemma2(values: Values, layers: int) -> dict[str, Any]:
+    return _gemma(values, layers, 2)
+
+
+def _gemma3(values: Values, layers: int) -> dict[str, Any]:
+    if values.get("use_bidirectional_attention"):
+        raise ValueError("its attention looks ahead, as in a model for embeddings")
+    pattern = int(values.get("_sliding_window_pattern") or values.get("sliding_window_pattern") or 6)
+    local = (values.get("rope_parameters") or {}).get("sliding_attention") or {}
+    theta = float(local.get("rope_theta") or values.get("rope_local_base_freq") or 10000.0)
+    return {**_gemma(values, layers, pattern), "qk_norm": True, "local_theta": theta}
+
+
+def _smollm3(values: Values, layers: int) -> dict[str, Any]:
+    interval = int(values.get("no_rope_layer_interval") or 4)
+    rotated = values.get("no_rope_layers") or [(layer + 1) % interval != 0 for layer in range(layers)]
+    return {
+        "unrotated": tuple(layer for layer in range(layers) if not rotated[layer]),
+        "windows": _windows(values, lambda layer: False, layers) if values.get("use_sliding_window") else (),
+    }
+
+
+_FAMILIES: dict[str, Callable[[Values, int], dict[str, Any]]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "smollm3": _smollm3,
+    "phi3": _mistral,
+}
+
+
+def _rope(values: Values) -> Values:
+    """The rotation of the layers without a window; transformers 5 moved all that is said of it into one place."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    chosen = rope.get("full_attention", rope)
+    if not isinstance(chosen, dict):
+        raise ValueError(f"the rotation is {chosen!r}")
+    return chosen
+
+
+def _rope_factors(
+    path: Path, rope: Values, theta: float, head_dim: int, values: Values, context: int
+) -> tuple[tuple[float, ...], float, int]:
+    """What divides the frequencies, what multiplies cosines and sines, and the longest text that this holds for."""
+    if float(rope.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ModelError(f"{path} rotates only a part of each head", "it is not supported")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    half = head_dim // 2
+    if kind == "default":
+        return (1.0,) * half, 1.0, context
+    if kind == "linear":
+        return (float(rope["factor"]),) * half, 1.0, context
+    if kind in ("longrope", "su"):
+        original = int(rope.get("original_max_position_embeddings") or values["original_max_position_embeddings"])
+        factor = max(context / original, 1.0)
+        scale = rope.get("attention_factor") or math.sqrt(1 + math.log(factor) / math.log(original))
+        return tuple(float(each) for each in rope["short_factor"]), float(scale), original
+    if kind != "llama3":
+        raise ModelError(
+            f"{path} uses the rope scaling {kind!r}",
+            "only default, linear, llama3 and longrope scaling are supported",
+        )
+    # Llama 3.1: wavelengths above original/low are divided by the factor, those below original/high are kept, and those
+    # between change smoothly from one to the other.
+    factor, original_length = float(rope["factor"]), float(rope["original_max_position_embeddings"])
+    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+    factors = []
+    for pair in range(half):
+        turns = original_length * theta ** (-2 * pair / head_dim) / (2 * math.pi)
+        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+        factors.append(1 / ((1 - smooth) / factor + smooth))
+    return tuple(factors), 1.0, context

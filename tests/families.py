@@ -1,0 +1,88 @@
+"""Tiny random models of every family, made by transformers: what converters' results are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Windows are shorter than the texts of the tests, so that it matters where they end.
+_COMMON = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.25,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_HALF = 8  # of a head of 16 dimensions
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(_HALF)],
+    "long_factor": [2.0 + i for i in range(_HALF)],
+    "original_max_position_embeddings": 256,
+}
+_GEMMA = {"sliding_window": 24, "head_dim": 32, "query_pre_attn_scalar": 32}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
+    "mistral": ("Mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral-window": ("Mistral", {"sliding_window": 24, "head_dim": 16}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "gemma2": ("Gemma2", _GEMMA),
+    "gemma3": ("Gemma3Text", {**_GEMMA, "num_hidden_layers": 7}),
+    "smollm3": ("SmolLM3", {"tie_word_embeddings": True}),
+    "phi3": ("Phi3", {}),
+    "phi3-long": ("Phi3", {"rope_parameters": _LONG, "original_max_position_embeddings": 256}),
+}
+
+
+def make(name: str, seed: int = 0, **more: Any) -> Any:
+    """A tiny model of a family in torch, float32, whose norms and biases are not all the same."""
+    import torch
+    import transformers
+
+    kind, settings = FAMILIES[name]
+    config = getattr(transformers, f"{kind}Config")(**{**_COMMON, **settings, **more})
+    torch.manual_seed(seed)
+    model = getattr(transformers, "Gemma3ForCausalLM" if kind == "Gemma3Text" else f"{kind}ForCausalLM")(config)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                spread = torch.randn_like(parameter)
+                parameter += 0.3 * spread
+            elif not parameter_name.endswith("embed_tokens.weight"):
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+    return model.float().eval()
+
+
+def save(model: Any, folder: Path) -> Path:
+    """Write config.json and model.safetensors."""
+    model.save_pretrained(folder)
+    return folder
+
+
+def logits(model: Any, tokens: list[int]) -> NDArray[np.float32]:
+    """The logits at every position, float32 [tokens, vocabulary]."""
+    import torch
+
+    with torch.inference_mode():
+        return np.asarray(model(torch.tensor([tokens]), use_cache=False).logits[0].numpy())

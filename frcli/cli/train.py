@@ -45,6 +45,10 @@ Length = Annotated[
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices; alpha is twice the rank.")]
 Seed = Annotated[int, typer.Option(help="Decides the order of the data and the initial weights.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")]
+Device = Annotated[str, typer.Option(help="Where to train, by torch's name: cpu, cuda, mps (untested but for cpu).")]
+SaveMemory = Annotated[
+    bool, typer.Option("--save-memory", help="Compute inner values again instead of keeping them: a third slower.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")]
 
 
@@ -60,10 +64,12 @@ def expert(
     max_length: Length = 640,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "cpu",
+    save_memory: SaveMemory = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a LoRA expert on the answers of one domain's examples; the result is a PEFT adapter in OUT."""
-    from frcli.training.base import EXPERT_MODULES
+    from frcli.training.base import EXPERT_MODULES, Hardware
     from frcli.training.loop import Schedule
 
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
@@ -76,10 +82,9 @@ def expert(
     from frcli.training.expert import train_expert
 
     _refuse_finished(out / "adapter_config.json")
+    hardware = Hardware(threads or physical_cores(), device, save_memory)
     with training_progress() as report:
-        train_expert(
-            base, examples, out, rank=rank, schedule=schedule, threads=threads or physical_cores(), report=report
-        )
+        train_expert(base, examples, out, rank=rank, schedule=schedule, hardware=hardware, report=report)
     typer.echo(f"wrote {out}; convert it with: frcli convert adapter {out} --base {base} -o NAME.gguf", err=True)
 
 
@@ -93,9 +98,19 @@ def router(
         typer.Option(
             "--expert",
             metavar="NAME[=GGUF]",
-            help="NAME=GGUF of its adapter, or NAME for the base itself; repeatable, in the order of the bundle.",
+            help="NAME=GGUF of its adapter or its own model, or NAME for the base itself; repeatable, in order.",
         ),
     ],
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--router",
+            metavar="PATH",
+            help="What it is made of: a GGUF or a Hugging Face folder; else --base.",
+            show_default=False,
+        ),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights of the router, not a LoRA.")] = False,
     rank: Rank = 32,
     objective: Annotated[
         str,
@@ -126,8 +141,9 @@ def router(
         typer.Option(metavar="FILE", help="Go on from this router.safetensors.", show_default=False),
     ] = None,
     layers: Annotated[
-        int, typer.Option(min=0, help="Layers that are kept of the base, chosen by least harm; 0 for all.")
+        int, typer.Option(min=0, help="Layers that are kept of the router, chosen by least harm; 0 for all.")
     ] = 0,
+    first: Annotated[bool, typer.Option("--first", help="Keep the first --layers instead.")] = False,
     teacher: Annotated[
         Path | None,
         typer.Option(metavar="ONNX", help="A router to distill from, such as one of full depth.", show_default=False),
@@ -139,6 +155,8 @@ def router(
     max_length: Length = 640,
     seed: Seed = 1,
     threads: Threads = 0,
+    device: Device = "cpu",
+    save_memory: SaveMemory = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a FusionRoute router: its language model, its routing head and, if wanted, its gate.
@@ -147,7 +165,7 @@ def router(
     """
     from frcli.bundle import valid_name
     from frcli.errors import UsageError
-    from frcli.training.base import ROUTER_MODULES
+    from frcli.training.base import ROUTER_MODULES, Hardware
     from frcli.training.loop import Schedule
 
     if objective not in ("sft", "fused"):
@@ -156,6 +174,10 @@ def router(
         raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
     if pairs and start is None:
         raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
+    if first and not layers:
+        raise UsageError("--first keeps some layers", "say how many with --layers")
+    if model is not None and not model.exists():
+        raise UsageError(f"--router: there is no {model}", "give a GGUF file or a folder with config.json")
     if start is not None and start.is_dir():
         start = start / "router.safetensors"
     for option, path in (("--start", start), ("--teacher", teacher)):
@@ -179,7 +201,8 @@ def router(
     examples, encoded = _prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:
         both = [answer for pair in encoded for answer in pair]
-        _say_cost(base, [*examples, *both], schedule, ROUTER_MODULES, rank, layers, len(examples))
+        modules = None if full else ROUTER_MODULES
+        _say_cost(model or base, [*examples, *both], schedule, modules, rank, layers, len(examples))
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
@@ -193,17 +216,21 @@ def router(
             named,
             examples,
             out,
-            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, distill),
+            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, first, distill, full),
             schedule=schedule,
-            threads=threads or physical_cores(),
+            hardware=Hardware(threads or physical_cores(), device, save_memory),
             report=report,
             report_scores=report.scoring,
             pairs=encoded,
             start=start,
             teacher=teacher,
+            model=model,
         )
+    source = out / "model" if full else model or base
+    vocab = f" --vocab {base}" if source.is_dir() else ""
     typer.echo(
-        f"wrote {trained}; export it with: frcli convert router --base {base} --trained {trained} -o router.onnx",
+        f"wrote {trained}; export it with: frcli convert router --base {source} --trained {trained}{vocab} "
+        "-o router.onnx",
         err=True,
     )
 
@@ -314,7 +341,7 @@ def _say_cost(
     base: Path,
     examples: list[Encoded],
     schedule: Schedule,
-    modules: Sequence[str],
+    modules: Sequence[str] | None,
     rank: int,
     layers: int = 0,
     single: int | None = None,

@@ -1,4 +1,4 @@
-"""The base model in torch, taken from the same GGUF file that llama.cpp runs, and LoRA on top of it."""
+"""Models in torch, taken from the same GGUF file that llama.cpp runs or from a folder, and LoRA on top of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from frcli.errors import MissingExtra, ModelError
 EXPERT_MODULES = ("q_proj", "v_proj", "up_proj", "down_proj")
 # The router's delta is merged into its weights when it is exported, so it may change every linear layer.
 ROUTER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Phi-3 has some of them in one: what each joins, in order.
+JOINT_MODULES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
 def require(*modules: str) -> None:
@@ -29,37 +32,84 @@ def require(*modules: str) -> None:
             ) from None
 
 
-def load_base(path: Path, threads: int) -> Any:
-    """The model in ``path`` (GGUF) as a float32 transformers model in evaluation mode, all parameters frozen."""
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """Where a training runs: ``threads`` of the processor, and the ``device`` by torch's name (others than ``cpu`` are
+    untested: there was none to test them on). ``save_memory`` computes the layers' inner values again on the way back
+    instead of keeping them.
+    """
+
+    threads: int = 1
+    device: str = "cpu"
+    save_memory: bool = False
+
+
+def load_base(path: Path, hardware: Hardware, *, full: bool = False) -> Any:
+    """The model in ``path``, a GGUF file or a Hugging Face folder, as a transformers model without dropout, all
+    parameters frozen: in float32, on a GPU in bfloat16 unless it is to be trained in ``full``.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     require("torch", "transformers", "peft")
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    torch.set_num_threads(threads)
+    logging.disable_progress_bar()
+    torch.set_num_threads(hardware.threads)
+    place, file = (path, None) if path.is_dir() else (path.parent, path.name)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar of its own while it reads a GGUF
-            model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(str(place), gguf_file=file)
+            # The faster kinds of attention leave out the bound of scores that Gemma-2 has.
+            attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
+            model = AutoModelForCausalLM.from_pretrained(
+                str(place),
+                gguf_file=file,
+                dtype=torch.float32 if full or hardware.device == "cpu" else torch.bfloat16,
+                attn_implementation=attention,
+                use_safetensors=True,
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read {path}: {error}") from None
     model.requires_grad_(False)
-    return model.eval()
+    if hardware.save_memory:
+        # The newer name; the older one goes with transformers 6.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
+    # transformers saves memory only in what it takes for training; these families have no dropout that would differ.
+    return model.to(hardware.device).train(hardware.save_memory)
 
 
 def add_lora(model: Any, modules: Sequence[str], rank: int) -> Any:
-    """``model`` with a fresh trainable LoRA (alpha = 2 x rank) on ``modules``, as a peft model."""
+    """``model`` with a fresh trainable LoRA (alpha = 2 x rank) on those of ``modules`` that it has, joint ones
+    included, as a peft model; raises ``ModelError`` if it has none.
+    """
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(modules), task_type="CAUSAL_LM")
+    wanted = {*modules, *(joint for joint, parts in JOINT_MODULES.items() if set(parts) & set(modules))}
+    found = sorted({name.rpartition(".")[2] for name, _ in model.named_modules()} & wanted)
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no {', '.join(modules)}", "this kind of model cannot be trained")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=found, task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 
 def hidden_states(model: Any, ids: Any) -> Any:
-    """Last hidden states after the final norm, float32 [batch, tokens, hidden].
+    """Last hidden states after the final norm, [batch, tokens, hidden].
 
     There is no attention mask: rows are padded on the right, where a causal model never looks.
     """
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return causal.model(input_ids=ids, use_cache=False).last_hidden_state
+    return causal(model).model(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def next_logits(model: Any, states: Any) -> Any:
+    """The logits, float32 [n, vocabulary], that hidden states give."""
+    logits = model.get_output_embeddings()(states).float()
+    cap = getattr(causal(model).config, "final_logit_softcapping", None)
+    return cap * (logits / cap).tanh() if cap else logits
+
+
+def causal(model: Any) -> Any:
+    """The transformers model without what peft puts around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frcli.examples import Encoded
-from frcli.training.base import hidden_states
+from frcli.training.base import hidden_states, next_logits
 from frcli.training.batches import make_batch
 from frcli.training.loop import fingerprint
 
@@ -20,8 +20,12 @@ def drop_layers(model: Any, layers: Sequence[int]) -> None:
     """Leave only these decoder layers of a transformers model, in place."""
     import torch
 
-    model.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in layers])
-    model.config.num_hidden_layers = len(layers)
+    config, whole = model.config, model.model.layers
+    for name in ("layer_types", "no_rope_layers"):  # what a configuration says of each layer
+        if each := getattr(config, name, None):
+            setattr(config, name, [each[layer] for layer in layers])
+    model.model.layers = torch.nn.ModuleList([whole[layer] for layer in layers])
+    config.num_hidden_layers = len(layers)
 
 
 def sample(examples: Sequence[Encoded], seed: int) -> list[Encoded]:
@@ -47,16 +51,23 @@ def least_harm(model: Any, examples: Sequence[Encoded], keep: int, report: Calla
     """
     import torch
 
-    whole = model.model.layers
+    config, whole = model.config, model.model.layers
+    kinds = getattr(config, "layer_types", None)
     batches = [make_batch(examples, [index]) for index in range(len(examples))]
 
-    def harm(layers: Sequence[int]) -> float:
+    def set_layers(layers: Sequence[int]) -> None:
         model.model.layers = torch.nn.ModuleList([whole[layer] for layer in layers])
+        if kinds:
+            config.layer_types = [kinds[layer] for layer in layers]
+
+    def harm(layers: Sequence[int]) -> float:
+        set_layers(layers)
         total = 0.0
         for batch in batches:
-            hidden = hidden_states(model, torch.from_numpy(batch.ids))
-            logits = model.get_output_embeddings()(hidden[0, torch.from_numpy(batch.position)])
-            target = torch.from_numpy(batch.target)
+            ids, position, target = (
+                torch.from_numpy(array).to(model.device) for array in (batch.ids, batch.position, batch.target)
+            )
+            logits = next_logits(model, hidden_states(model, ids)[0, position])
             total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         return total
 
@@ -72,7 +83,7 @@ def least_harm(model: Any, examples: Sequence[Encoded], keep: int, report: Calla
                     report(done, total)
                 left.pop(found.index(min(found)))
     finally:
-        model.model.layers = whole
+        set_layers(range(len(whole)))
     return left
 
 
@@ -87,7 +98,8 @@ def chosen_layers(
 ) -> list[int]:
     """:func:`least_harm` on a sample of the examples; ``folder`` keeps the result for a run that goes on."""
     some = sample(examples, seed)
-    file = folder / f"layers-{keep}-{fingerprint([base], some)[:16]}.json"
+    files = sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
+    file = folder / f"layers-{keep}-{fingerprint(files, some)[:16]}.json"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.part")

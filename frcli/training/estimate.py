@@ -31,16 +31,17 @@ def estimate(
     base: Path,
     examples: Sequence[Encoded],
     schedule: Schedule,
-    modules: Sequence[str],
+    modules: Sequence[str] | None,
     rank: int,
     *,
     layers: int = 0,
     units: Sequence[Sequence[int]] | None = None,
     flops: float | None = None,
 ) -> Estimate:
-    """The cost of training a LoRA of ``rank`` on ``modules`` of a GGUF base of which ``layers`` are kept (0: all).
+    """The cost of training a LoRA of ``rank`` on ``modules`` of a base of which ``layers`` are kept (0: all), or (None)
+    all of its weights.
 
-    A token costs 2 operations a weight forwards and, frozen weights having no gradient of their own, 2 backwards;
+    A token costs 2 operations a weight forwards and 2 backwards, and 2 more where the weight has a gradient of its own;
     logits only where an answer is. Memory holds the weights in float32, four numbers for each that is trained, what the
     layers keep for the way back, and three times the logits. ``flops`` are those of this machine, measured if not
     given.
@@ -49,21 +50,26 @@ def estimate(
     depth = layers or config.layers
     table = config.vocab * config.hidden
     inner = _layer_weights(config) * depth
-    trained = sum(
-        rank * (shape[0] + shape[1])
-        for name, shape in config.shapes().items()
-        if name.split(".")[-2] in modules and int(name.split(".")[2]) < depth
-    )
+    if modules is None:
+        trained = table * (1 if config.tied else 2) + inner
+    else:
+        trained = sum(
+            rank * (shape[0] + shape[1])
+            for name, shape in config.shapes().items()
+            if name.split(".")[-2] in modules and len(shape) == 2 and int(name.split(".")[2]) < depth
+        )
     steps = plan(examples, schedule, units)
     longest = max(len(step) * max(len(examples[i].prompt) + len(examples[i].answer) for i in step) for step in steps)
     answers = max(sum(len(examples[i].answer) for i in step) for step in steps)
     per_token = depth * (14 * config.hidden + 4 * config.intermediate)
-    memory = _FLOAT * (
-        table * (1 if config.tied else 2) + inner + 4 * trained + longest * per_token + 3 * answers * config.vocab
-    )
+    frozen = 0 if modules is None else table * (1 if config.tied else 2) + inner
+    memory = _FLOAT * (frozen + 4 * trained + longest * per_token + 3 * answers * config.vocab)
     tokens = sum(len(examples[i].prompt) + len(examples[i].answer) for step in steps for i in step)
     rows = sum(len(examples[i].answer) for step in steps for i in step)
-    work = 4.0 * (inner + trained) * tokens + 4.0 * table * rows
+    if modules is None:
+        work = 6.0 * (inner * tokens + table * rows)
+    else:
+        work = 4.0 * (inner + trained) * tokens + 4.0 * table * rows
     return Estimate(memory + _OVERHEAD, work / (flops or machine_flops()))
 
 

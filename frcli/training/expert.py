@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frcli.examples import Encoded
-from frcli.training.base import EXPERT_MODULES, add_lora, hidden_states, load_base
+from frcli.training.base import EXPERT_MODULES, Hardware, add_lora, hidden_states, load_base, next_logits
 from frcli.training.batches import Batch
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
 
@@ -17,9 +17,12 @@ def answer_loss(model: Any, batch: Batch) -> Any:
     """Mean negative log-likelihood, in nats, of the batch's answer tokens; the head runs on their positions only."""
     import torch
 
-    hidden = hidden_states(model, torch.from_numpy(batch.ids))
-    picked = hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
-    return torch.nn.functional.cross_entropy(model.get_output_embeddings()(picked), torch.from_numpy(batch.target))
+    device = model.device
+    ids, row, position, target = (
+        torch.from_numpy(array).to(device) for array in (batch.ids, batch.row, batch.position, batch.target)
+    )
+    picked = hidden_states(model, ids)[row, position]
+    return torch.nn.functional.cross_entropy(next_logits(model, picked), target)
 
 
 def train_expert(
@@ -29,14 +32,14 @@ def train_expert(
     *,
     rank: int,
     schedule: Schedule,
-    threads: int,
+    hardware: Hardware,
     report: Callable[[Progress], None],
 ) -> None:
     """Train a LoRA expert on ``base`` and write it to the folder ``out`` in PEFT's format.
 
     A run that was cut off goes on from ``out``/checkpoint.pt with the same arguments.
     """
-    model = load_base(base, threads)
+    model = load_base(base, hardware)
     import torch
 
     torch.manual_seed(schedule.seed)

@@ -82,6 +82,17 @@ def keep(logits: Logits, random: np.random.Generator) -> tuple[NDArray[np.int32]
     return ids, (logits[ids] - log_normalizer(logits[None])[0]).astype(np.float16)
 
 
+def is_adapter(file: Path) -> bool:
+    """Whether a GGUF file is a LoRA adapter rather than a model; raises ``ModelError`` if it is no GGUF."""
+    from gguf import GGUFReader
+
+    try:
+        kind = GGUFReader(file).fields.get("general.type")
+        return kind is not None and kind.contents() == "adapter"
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise ModelError(f"cannot read {file} as GGUF: {error}", "fetch it again") from None
+
+
 def known_rows(
     base: Path,
     experts: Mapping[str, Path | None],
@@ -90,17 +101,23 @@ def known_rows(
     threads: int,
     report: Callable[[str, int, int], None],
 ) -> dict[str, KnownRows]:
-    """Every expert's rows, of the GGUF ``base`` with its GGUF adapter (None: the base itself).
+    """Every expert's rows: those of the GGUF ``base`` with its GGUF adapter, of a GGUF model of its own, or (None) of
+    the base itself.
 
     They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. ``report(name, done,
     total)`` counts examples.
     """
     found = {}
-    for name, adapter in experts.items():
-        files = [base] if adapter is None else [base, adapter]
+    width = _width(base)
+    for name, file in experts.items():
+        whole = base if file is None or is_adapter(file) else file
+        adapter = None if whole == file else file
+        files = [whole] if adapter is None else [whole, adapter]
         place = folder / f"{name}-{fingerprint(files, examples, _STRATA)[:16]}"
         if not place.is_dir():
-            with _expert(base, adapter, examples, threads) as (source, width):
+            with _expert(whole, adapter, examples, threads) as source:
+                if source.width < width:
+                    raise ModelError(f"{whole} has {source.width} tokens, and {base} {width}", "they must share them")
                 _write(source, width, examples, place, partial(_count, report, name, len(examples)))
         found[name] = _read(place)
     return found
@@ -128,17 +145,24 @@ def _longest(examples: Sequence[Encoded]) -> int:
     return max(len(example.prompt) + len(example.answer) for example in examples)
 
 
+def _width(base: Path) -> int:
+    """How many tokens the vocabulary of a GGUF has."""
+    model = LlamaModel(base, vocab_only=True)
+    try:
+        return model.size
+    finally:
+        model.close()
+
+
 @contextmanager
-def _expert(
-    base: Path, adapter: Path | None, examples: Sequence[Encoded], threads: int
-) -> Iterator[tuple[LogitSource, int]]:
-    """An expert in llama.cpp, and how many tokens its vocabulary has."""
+def _expert(base: Path, adapter: Path | None, examples: Sequence[Encoded], threads: int) -> Iterator[LogitSource]:
+    """An expert in llama.cpp."""
     model = LlamaModel(base)
     try:
         loaded = model.load_adapter(adapter) if adapter is not None else None
         source = LlamaSource(model, context=_longest(examples), adapter=loaded, threads=threads, max_rows=_BLOCK)
         try:
-            yield source, model.size
+            yield source
         finally:
             source.close()
     finally:

@@ -105,7 +105,7 @@ def fit(
         with torch.no_grad():
             for parameter, saved in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
-        torch.set_rng_state(state["rng"])
+        torch.set_rng_state(state["rng"].cpu())
     tokens, began = 0, time.monotonic()
     for step in range(first, len(steps)):
         batch = make_batch(examples, steps[step])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frcli.errors import ModelError
-from frcli.training.base import ROUTER_MODULES, add_lora, hidden_states, load_base
+from frcli.training.base import JOINT_MODULES, ROUTER_MODULES, Hardware, add_lora, hidden_states, load_base, next_logits
 from frcli.training.batches import Batch
 from frcli.training.depth import drop_layers
 
@@ -31,8 +32,8 @@ class Recipe:
     ``objective`` is ``sft``: ``L_LM + lam * L_expert`` (FusionRoute, arXiv 2601.05106, equation 2), or ``fused``: the
     NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
     which with ``gate`` a head gives for each token. ``beta`` is that of CDPO. ``layers`` is how many of the base's
-    layers are kept, 0 for all, chosen by least harm, and ``distill`` the weight of the divergence from a teacher, if
-    there is one.
+    layers are kept, 0 for all: the ``first`` ones or those without which most is lost. ``distill`` is the weight of the
+    divergence from a teacher, if there is one. ``full`` trains all weights instead of a LoRA of ``rank``.
     """
 
     objective: str = SFT
@@ -43,30 +44,39 @@ class Recipe:
     beta: float = 0.1
     rank: int = 32
     layers: int = 0
+    first: bool = False
     distill: float = 1.0
+    full: bool = False
 
 
 class RouterModel:
-    """The router in torch: a peft model, the routing head and, if the recipe has one, the gate."""
+    """The router in torch: a language model, the routing head and, if the recipe has one, the gate."""
 
     def __init__(
-        self, base: Path, experts: int, recipe: Recipe, threads: int, seed: int, choose: Callable[[Any], list[int]]
+        self,
+        base: Path,
+        experts: int,
+        recipe: Recipe,
+        hardware: Hardware,
+        seed: int,
+        choose: Callable[[Any], list[int]],
     ) -> None:
         """``choose(model)`` says which layers are kept, where the recipe does not keep all."""
-        model = load_base(base, threads)
+        model = load_base(base, hardware, full=recipe.full)
         import torch
 
         torch.manual_seed(seed)
-        self.recipe = recipe
+        self.recipe, self.device = recipe, hardware.device
         self.layers = list(range(model.config.num_hidden_layers))
         if recipe.layers and recipe.layers < len(self.layers):
-            self.layers = choose(model)
+            self.layers = list(range(recipe.layers)) if recipe.first else choose(model)
             drop_layers(model, self.layers)
         self.shallow = bool(recipe.layers)
-        self.language = add_lora(model, ROUTER_MODULES, recipe.rank)
-        self.head = torch.nn.Linear(model.config.hidden_size, experts, bias=False)
-        torch.nn.init.normal_(self.head.weight, std=0.01)
-        self.gate = torch.nn.Linear(model.config.hidden_size, 1) if recipe.gate else None
+        self.language = model.requires_grad_(True) if recipe.full else add_lora(model, ROUTER_MODULES, recipe.rank)
+        head = torch.nn.Linear(model.config.hidden_size, experts, bias=False)
+        torch.nn.init.normal_(head.weight, std=0.01)
+        self.head = head.to(self.device)
+        self.gate = torch.nn.Linear(model.config.hidden_size, 1).to(self.device) if recipe.gate else None
         if self.gate is not None:
             torch.nn.init.zeros_(self.gate.weight)
             torch.nn.init.zeros_(self.gate.bias)
@@ -77,15 +87,19 @@ class RouterModel:
         return [*self.language.parameters(), *self.head.parameters(), *gate]
 
     def states(self, batch: Batch) -> Any:
-        """The hidden states before the batch's answer tokens, [n, hidden]."""
+        """The hidden states before the batch's answer tokens, float32 [n, hidden]."""
+        hidden = hidden_states(self.language, self.here(batch.ids))
+        return hidden[self.here(batch.row), self.here(batch.position)].float()
+
+    def here(self, array: NDArray[Any]) -> Any:
+        """The array as a tensor where the model is."""
         import torch
 
-        hidden = hidden_states(self.language, torch.from_numpy(batch.ids))
-        return hidden[torch.from_numpy(batch.row), torch.from_numpy(batch.position)]
+        return torch.from_numpy(array).to(self.device)
 
     def logits(self, states: Any) -> Any:
-        """Next-token logits, [n, vocabulary]."""
-        return self.language.get_output_embeddings()(states)
+        """Next-token logits, float32 [n, vocabulary]."""
+        return next_logits(self.language, states.to(self.language.dtype))
 
     def gamma(self, states: Any) -> Any:
         """The exponent of the router's logits: the recipe's number, with a gate times its sigmoid, [n]."""
@@ -109,8 +123,8 @@ class RouterModel:
             raise ModelError(f"{file} was trained on another base", "start from a router of this base")
         if trained.gate is not None and self.gate is None:
             raise ModelError(f"{file} has a gate", "go on with --objective fused --gate")
-        delta = _renumbered(trained, self.layers)
         modules = self._adapted()
+        delta = _joined(_renumbered(trained, self.layers), modules)
         if set(delta) != set(modules) or trained.routing.shape != tuple(self.head.weight.shape):
             raise ModelError(f"{file} was trained on other layers", "start from a router of as many")
         with torch.no_grad():
@@ -126,14 +140,39 @@ class RouterModel:
                 self.gate.bias.copy_(torch.from_numpy(trained.gate[0, -1:]))
 
     def delta(self) -> dict[str, tuple[NDArray[np.float16], NDArray[np.float16]]]:
-        """What the language model has learnt: A and B by module path."""
-        return {
-            name: tuple(
-                getattr(module, part)["default"].weight.detach().numpy().astype(np.float16)
+        """What the language model has learnt: A and B by module path; joint modules are taken apart."""
+        found = {}
+        for name, module in self._adapted().items():
+            a, b = (
+                getattr(module, part)["default"].weight.detach().float().cpu().numpy().astype(np.float16)
                 for part in ("lora_A", "lora_B")
             )
-            for name, module in self._adapted().items()
-        }
+            before, _, last = name.rpartition(".")
+            if last not in JOINT_MODULES:
+                found[name] = a, b
+                continue
+            start = 0
+            for part in JOINT_MODULES[last]:
+                rows = self._rows(part)
+                found[f"{before}.{part}"] = a, b[start : start + rows]
+                start += rows
+        return found
+
+    def _rows(self, part: str) -> int:
+        """How many rows a part of a joint module has."""
+        config = self.language.config
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+        heads["v_proj"] = heads["k_proj"]
+        return int(heads[part] * width) if part in heads else int(config.intermediate_size)
+
+    def save_language(self, folder: Path) -> None:
+        """Write the whole language model in Hugging Face's form, whole or not at all; what was there is replaced."""
+        beside = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(beside, ignore_errors=True)
+        self.language.save_pretrained(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
 
     def _adapted(self) -> dict[str, Any]:
         """The layers that have a LoRA, by module path of the base."""
@@ -142,6 +181,18 @@ class RouterModel:
             for name, module in self.language.named_modules()
             if hasattr(module, "lora_A")
         }
+
+
+def _joined(delta: Mapping[str, Lora], modules: Iterable[str]) -> dict[str, Lora]:
+    """The updates, those of the joint ones among ``modules`` in one again; their parts were saved with one A."""
+    joined = dict(delta)
+    for name in modules:
+        before, _, last = name.rpartition(".")
+        parts = [f"{before}.{part}" for part in JOINT_MODULES.get(last, ())]
+        if parts and all(part in joined for part in parts):
+            found = [joined.pop(part) for part in parts]
+            joined[name] = replace(found[0], b=np.concatenate([each.b for each in found]))
+    return joined
 
 
 def _renumbered(trained: Trained, layers: Sequence[int]) -> dict[str, Lora]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from frcli.examples import Encoded
 from frcli.training import objectives
+from frcli.training.base import Hardware
 from frcli.training.batches import Batch, calibration_tokens, make_batch, pair_units, plan_epoch
 from frcli.training.depth import chosen_layers
 from frcli.training.head import fit_head
@@ -32,16 +33,18 @@ class Known:
     """The experts' rows of all rows that are trained on, by example."""
 
     def __init__(
-        self, rows: Mapping[str, KnownRows], examples: Sequence[Encoded], teacher: KnownRows | None = None
+        self,
+        rows: Mapping[str, KnownRows],
+        examples: Sequence[Encoded],
+        teacher: KnownRows | None = None,
+        device: str = "cpu",
     ) -> None:
-        self._rows, self._teacher = list(rows.values()), teacher
+        self._rows, self._teacher, self._device = list(rows.values()), teacher, device
         ends = np.cumsum([len(example.answer) for example in examples])
         self._spans = [slice(int(end) - len(e.answer), int(end)) for e, end in zip(examples, ends, strict=True)]
 
     def kept(self, indices: Sequence[int]) -> objectives.Kept:
         """Those of the answer tokens of the examples at ``indices``, one behind the other."""
-        import torch
-
         spans = [self._spans[index] for index in indices]
 
         def stacked(name: str) -> NDArray[Any]:
@@ -51,28 +54,31 @@ class Known:
 
         best = stacked("best")
         return objectives.Kept(
-            torch.from_numpy(stacked("ids").astype(np.int64)),
-            torch.from_numpy(stacked("logp").astype(np.float32)),
-            torch.from_numpy(np.array(self._rows[0].weight)),
-            torch.from_numpy(stacked("gold")),
-            torch.from_numpy(np.any(best != best[:, :1], axis=1)),
+            self._here(stacked("ids").astype(np.int64)),
+            self._here(stacked("logp").astype(np.float32)),
+            self._here(np.array(self._rows[0].weight)),
+            self._here(stacked("gold")),
+            self._here(np.any(best != best[:, :1], axis=1)),
         )
+
+    def _here(self, array: NDArray[Any]) -> Any:
+        import torch
+
+        return torch.from_numpy(array).to(self._device)
 
     def distilled(self, logits: Any, indices: Sequence[int]) -> Any:
         """The divergence from the teacher at the answer tokens of the examples, whose ``logits`` these are; None
         without a teacher.
         """
-        import torch
-
         if (teacher := self._teacher) is None:
             return None
         ids, logp = (
             np.concatenate([getattr(teacher, name)[self._spans[index]] for index in indices])
             for name in ("ids", "logp")
         )
-        weight = torch.from_numpy(np.array(teacher.weight))
+        weight = self._here(np.array(teacher.weight))
         return objectives.distill_loss(
-            logits, torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(logp.astype(np.float32)), weight
+            logits, self._here(ids.astype(np.int64)), self._here(logp.astype(np.float32)), weight
         )
 
 
@@ -94,34 +100,39 @@ def train_router(
     *,
     recipe: Recipe,
     schedule: Schedule,
-    threads: int,
+    hardware: Hardware,
     report: Callable[[Progress], None],
     report_scores: Callable[[str, int, int], None],
     pairs: Sequence[tuple[Encoded, Encoded]] = (),
     start: Path | None = None,
     teacher: Path | None = None,
+    model: Path | None = None,
 ) -> Path:
-    """Train delta, heads and gate for ``experts`` (name -> GGUF adapter, or None for the base itself), in this order.
+    """Train a router for ``experts``, in this order: name -> GGUF of an adapter of ``base`` or of a whole model, or
+    None for the base itself. It is made of ``model``, a GGUF or a folder, or else of the base.
 
     ``pairs`` are a right and a wrong answer to one prompt each: with them CDPO is added, relative to the router that
     ``start`` names, from which training goes on. ``teacher`` is an ONNX router to distill from. Returns the path of
-    ``out``/router.safetensors, which ``convert router`` merges with the base. The experts' rows and a checkpoint are
-    kept in ``out`` until the end, so that a run that was cut off goes on.
+    ``out``/router.safetensors, which ``convert router`` merges with what the router was made of, or with ``out``/model
+    if all weights were trained. The experts' rows and a checkpoint are kept in ``out`` until the end, so that a run
+    that was cut off goes on.
     """
     from converters.checkpoint import fingerprint as file_fingerprint
     from converters.trained import FILE_NAME, save_trained
 
-    base_sha256 = file_fingerprint(base)
+    source = model or base
+    base_sha256 = file_fingerprint(source)
     everything = [*examples, *(answer for pair in pairs for answer in pair)]
+    threads = hardware.threads
     rows = known_rows(base, experts, everything, out / "rows", threads, report_scores)
     taught = teacher_rows(teacher, everything, out / "rows", threads, report_scores) if teacher is not None else None
-    known = Known(rows, everything, taught)
+    known = Known(rows, everything, taught, hardware.device)
 
-    def choose(model: Any) -> list[int]:
+    def choose(language: Any) -> list[int]:
         report = partial(report_scores, "layers left out")
-        return chosen_layers(model, base, examples, recipe.layers, out, schedule.seed, report)
+        return chosen_layers(language, source, examples, recipe.layers, out, schedule.seed, report)
 
-    router = RouterModel(base, len(experts), recipe, threads, schedule.seed, choose)
+    router = RouterModel(source, len(experts), recipe, hardware, schedule.seed, choose)
     if start is not None:
         router.load(start, list(experts), base_sha256)
     first = len(examples)  # the first row of a pair
@@ -130,7 +141,8 @@ def train_router(
     def loss_of(batch: Batch) -> dict[str, Any]:
         return losses(router, known, batch, first, before)
 
-    files = [base, *filter(None, experts.values()), *filter(None, [start, teacher])]
+    weights = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    files = [base, *weights, *filter(None, experts.values()), *filter(None, [start, teacher])]
     names = [(name, adapter is not None) for name, adapter in experts.items()]
     run = fingerprint(files, everything, names, first, start is not None, teacher is not None, recipe, schedule)
     units = pair_units(first, len(everything))
@@ -140,7 +152,10 @@ def train_router(
     file = out / FILE_NAME
     gate = None
     if router.gate is not None:
-        gate = np.append(router.gate.weight.detach().numpy()[0], router.gate.bias.detach().numpy())[None]
+        gate = np.append(_numpy(router.gate.weight)[0], _numpy(router.gate.bias))[None]
+    if recipe.full:
+        router.save_language(out / "model")
+        base_sha256 = file_fingerprint(out / "model")
     save_trained(
         file,
         delta=router.delta(),
@@ -151,7 +166,7 @@ def train_router(
         calibration=calibration_tokens(examples, schedule.seed),
         prompt=prompt,
         gate=gate,
-        layers=router.layers if router.shallow else None,
+        layers=router.layers if router.shallow and not recipe.full else None,
     )
     checkpoint.unlink(missing_ok=True)
     return file
@@ -162,10 +177,10 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
     import torch
 
     recipe = router.recipe
-    states, target = router.states(batch), torch.from_numpy(batch.target)
+    states, target = router.states(batch), router.here(batch.target)
     logits = router.logits(states)
     of_pair = np.array([index >= first for index in batch.indices])[batch.row]
-    right = torch.from_numpy(~of_pair)
+    right = router.here(~of_pair)
     found: dict[str, Any] = {}
     loss: Any = 0.0
     if (n := int(right.sum())) > 0:
@@ -189,14 +204,14 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
         found["accepted"] = objectives.agreement(mine.detach(), kept, chosen, gamma)
     if before is not None and of_pair.any():
         logp = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-        sums = torch.zeros(len(batch.indices)).index_add(0, torch.from_numpy(batch.row), logp)
+        sums = torch.zeros(len(batch.indices), device=logp.device).index_add(0, router.here(batch.row), logp)
         rows = [row for row, index in enumerate(batch.indices) if index >= first]
         numbers = [(batch.indices[row] - first) // 2 for row in rows[::2]]
         cdpo = objectives.cdpo_loss(
             sums[rows[::2]],
             sums[rows[1::2]],
-            torch.from_numpy(before.reference[numbers]),
-            torch.from_numpy(before.offset[numbers]),
+            router.here(before.reference[numbers]),
+            router.here(before.offset[numbers]),
             recipe.beta,
         ) / len(numbers)
         found["cdpo"] = cdpo
@@ -222,9 +237,9 @@ def _before(
             batch = make_batch(examples, [rows[number] for number in numbers])
             states = router.states(batch)
             logp = router.logits(states).log_softmax(-1)
-            gold = logp.gather(1, torch.from_numpy(batch.target)[:, None])[:, 0].numpy()
+            gold = _numpy(logp.gather(1, router.here(batch.target)[:, None])[:, 0])
             kept = known.kept(batch.indices)
-            routed = kept.gold.gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0].numpy()
+            routed = _numpy(kept.gold.gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0])
             for row, number in enumerate(numbers):
                 mine = batch.row == row
                 router_sums[number], expert_sums[number] = gold[mine].sum(), routed[mine].sum()
@@ -254,19 +269,24 @@ def _fitted(
             kept, hidden = known.kept(batch.indices), router.states(batch)
             nll = -kept.gold
             if router.recipe.objective == FUSED:
-                target = torch.from_numpy(batch.target)
+                target = router.here(batch.target)
                 nll = objectives.fused_nll(router.logits(hidden), target, kept, router.gamma(hidden))
             for row, index in enumerate(batch.indices):
                 mine = batch.row == row
-                states[index], costs[index] = hidden.numpy()[mine], nll.numpy()[mine]
-                disagree[index] = kept.disagree.numpy()[mine]
+                states[index], costs[index] = _numpy(hidden)[mine], _numpy(nll)[mine]
+                disagree[index] = _numpy(kept.disagree)[mine]
             done += len(indices)
             report("fitting the heads", done, len(examples))
     hidden, cost = np.concatenate(states), np.concatenate(costs)
     importance = np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples])
-    routing = fit_head(router.head.weight.detach().numpy(), hidden, cost.T, np.concatenate(disagree), importance)
+    routing = fit_head(_numpy(router.head.weight), hidden, cost.T, np.concatenate(disagree), importance)
     starts = np.cumsum([0, *(len(e.answer) for e in examples[:-1])])  # where the prompt's last token is read
     means = np.stack([each.mean(axis=0) for each in costs], axis=1)
     ones = np.ones(len(examples))
     prompt = fit_head(np.zeros_like(routing), hidden[starts], means, ones.astype(bool), ones.astype(np.float32))
     return routing, prompt
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    found: NDArray[Any] = tensor.detach().cpu().numpy()
+    return found

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import tiny
 
 from converters.adapter import convert_adapter
 from frcli.examples import Encoded
+from frcli.training.base import Hardware
+from frcli.training.batches import make_batch
 from frcli.training.loop import Progress, Schedule
 
 pytestmark = pytest.mark.train
@@ -37,7 +40,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str
     folder = tmp_path_factory.mktemp("experts")
     base = tiny.write_gguf(folder / "tiny.gguf")
     schedule = Schedule(epochs=6, budget=48, learning_rate=1e-2)
-    train_expert(base, EXAMPLES, folder / "peft", rank=4, schedule=schedule, threads=1, report=no_report)
+    train_expert(base, EXAMPLES, folder / "peft", rank=4, schedule=schedule, hardware=Hardware(), report=no_report)
     convert_adapter(folder / "peft", base, folder / "taught.gguf")
     return base, {"general": None, "taught": folder / "taught.gguf"}
 
@@ -52,7 +55,7 @@ def train(
     from frcli.training.model import Recipe
     from frcli.training.router import train_router
 
-    pairs, start = more.pop("pairs", ()), more.pop("start", None)
+    pairs, start, model = more.pop("pairs", ()), more.pop("start", None), more.pop("model", None)
     steps: list[dict[str, float]] = []
 
     def report(progress: Progress) -> None:
@@ -68,11 +71,12 @@ def train(
         out,
         recipe=Recipe(rank=4, **more),
         schedule=schedule,
-        threads=1,
+        hardware=Hardware(),
         report=report,
         report_scores=no_report,
         pairs=pairs,
         start=start,
+        model=model,
     )
     return file, steps
 
@@ -194,7 +198,7 @@ def test_a_shallow_router_is_healed_by_its_teacher(
         tmp_path / "shallow",
         recipe=Recipe(rank=4, layers=1),
         schedule=SCHEDULE,
-        threads=1,
+        hardware=Hardware(),
         report=lambda progress: steps.append(progress.losses),
         report_scores=no_report,
         start=first,
@@ -217,19 +221,18 @@ def test_the_layer_that_does_least_harm_is_left_out(tmp_path: Path) -> None:
     import torch
 
     from frcli.training.base import load_base
-    from frcli.training.batches import make_batch
     from frcli.training.depth import drop_layers, least_harm
     from frcli.training.expert import answer_loss
 
     shape = tiny.TinyShape(layers=4)
     base = tiny.write_gguf(tmp_path / "deep.gguf", shape)
     done: list[tuple[int, int]] = []
-    model = load_base(base, 1)
+    model = load_base(base, Hardware())
     left = least_harm(model, EXAMPLES, 2, lambda *counts: done.append(counts))
     assert len(model.model.layers) == 4 and done[-1] == (7, 7)
 
     def nll(layers: list[int]) -> float:
-        fresh = load_base(base, 1)
+        fresh = load_base(base, Hardware())
         drop_layers(fresh, layers)
         with torch.inference_mode():
             losses = [
@@ -239,3 +242,69 @@ def test_the_layer_that_does_least_harm_is_left_out(tmp_path: Path) -> None:
 
     three = min(([0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]), key=nll)
     assert left == min(([layer for layer in three if layer != out] for out in three), key=nll)
+
+
+ROUTERS = ["llama3", "mistral-window", "qwen2-tied", "qwen3", "gemma2", "gemma3", "smollm3", "phi3"]
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        *((family, {}) for family in ROUTERS),
+        ("gemma3", {"layers": 6, "first": True}),
+        ("smollm3", {"layers": 3}),
+        ("gemma2", {"full": True, "layers": 2}),
+        ("phi3", {"full": True, "objective": "fused", "gate": True}),
+    ],
+)
+def test_any_family_can_be_the_router_of_any_experts(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, family: str, more: dict[str, Any]
+) -> None:
+    """A Hugging Face folder is trained, exported, and loaded to go on from; all three give the same logits."""
+    import torch
+
+    from converters.parity import kl
+    from converters.router import convert_router
+    from converters.session import run_text
+    from frcli.training.model import Recipe, RouterModel
+
+    folder = families.save(families.make(family), tmp_path / "model")
+    short = Schedule(epochs=4, budget=64, learning_rate=5e-3)
+    file, steps = train(experts, tmp_path / "out", schedule=short, model=folder, **more)
+    assert np.mean([step["lm"] for step in steps[-3:]]) < np.mean([step["lm"] for step in steps[:3]])
+    source = tmp_path / "out" / "model" if more.get("full") else folder
+    convert_router(source, tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v")
+    kept = RouterModel(
+        source, 2, Recipe(rank=4, **more), Hardware(save_memory=True), 0, lambda _: list(kept_layers(file))
+    )
+    if not more.get("full"):
+        from converters.checkpoint import fingerprint
+
+        kept.load(file, ["general", "taught"], fingerprint(source))
+    text = [EXAMPLES[3].prompt[0], *range(40, 80)]
+    with torch.no_grad():
+        states = kept.states(make_batch([Encoded(text[:1], text[1:])], [0]))
+        expected = kept.logits(states).numpy()
+    assert kl(expected, run_text(tmp_path / "r.onnx", text[:-1])["logits"]).max() < 1e-5
+
+
+def kept_layers(file: Path) -> tuple[int, ...]:
+    from converters.trained import read_trained
+
+    return read_trained(file).layers or ()
+
+
+def test_an_expert_may_be_a_model_of_its_own(experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path) -> None:
+    """Two files with the same weights are the same expert, whether it is the base or stands beside it."""
+    from frcli.training.known import is_adapter, known_rows
+
+    base, others = experts
+    twin = tmp_path / "twin.gguf"
+    twin.write_bytes(base.read_bytes())
+    taught = others["taught"]
+    assert taught is not None and is_adapter(taught) and not is_adapter(twin)
+    rows = known_rows(
+        base, {"general": None, "twin": twin, "taught": taught}, EXAMPLES, tmp_path / "rows", 1, no_report
+    )
+    np.testing.assert_array_equal(rows["twin"].gold, rows["general"].gold)
+    assert not np.allclose(rows["taught"].gold, rows["general"].gold)

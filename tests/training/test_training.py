@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from frcli.examples import Encoded
+from frcli.training.base import Hardware
 from frcli.training.batches import calibration_tokens, make_batch, plan_epoch
 from frcli.training.loop import Progress, Schedule, learning_rate, plan
 
@@ -115,7 +116,7 @@ def test_answer_loss_is_the_mean_nll_of_the_numpy_reference(base: Path) -> None:
     from frcli.training.base import load_base
     from frcli.training.expert import answer_loss
 
-    model = load_base(base, 1)
+    model = load_base(base, Hardware())
     checkpoint = open_checkpoint(base)
     total, count = 0.0, 0
     for example in EXAMPLES[-3:]:
@@ -143,7 +144,7 @@ def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(base: Path, tmp_pa
             if progress.step == stop:
                 raise KeyboardInterrupt
 
-        train_expert(base, EXAMPLES, out, rank=4, schedule=schedule, threads=1, report=report)
+        train_expert(base, EXAMPLES, out, rank=4, schedule=schedule, hardware=Hardware(), report=report)
 
     train(tmp_path / "whole")
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +50,15 @@ def nll(
             "--policy", metavar="POLICY", help="A policy that is scored, too; repeatable.", show_default=False
         ),
     ] = None,
+    router: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--router",
+            metavar="NAME=ONNX",
+            help="Another router of the same experts, scored beside the bundle's own; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     max_length: Annotated[
         int, typer.Option(min=16, help="Tokens of prompt and answer; longer answers are cut.")
     ] = 1024,
@@ -57,7 +67,7 @@ def nll(
     force: Force = False,
 ) -> None:
     """Mean NLL per answer token (nats) of each expert, the router, the fused system and policies, as Markdown on
-    stdout.
+    stdout; and how many of the router's drafts greedy decoding would accept.
 
     The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
     """
@@ -69,6 +79,7 @@ def nll(
     from frcli.examples import encode_examples, read_examples
     from frcli.fusion.policy import BASE, LARGE
 
+    named = _named_routers(router or [])
     columns: dict[str, list[str]] = {}
     for text in data:
         name, separator, spec = text.partition("=")
@@ -84,7 +95,7 @@ def nll(
     options = Options(policy=first, context=max_length, threads=threads, max_rows=64)
     results: dict[str, Sums] = {}
     document: dict[str, Any] = {"bundle": opened.name, "columns": {}, "files": {}}
-    with Engine(opened, options) as engine:
+    with Engine(opened, options) as engine, ExitStack() as rivals:
         if engine.template is None:
             raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
         others = [BASE, LARGE] if LARGE in opened.roles else [BASE]
@@ -96,6 +107,7 @@ def nll(
             gammas=grid,
             policies=policies,
             others={name: engine.expert(name) for name in others} if policies else {},
+            rivals={name: rivals.enter_context(closing(engine.open_router(file))) for name, file in named.items()},
         )
         for column, specs in columns.items():
             for spec in specs:
@@ -290,6 +302,20 @@ def _write_all(document: dict[str, Any], outs: list[Path]) -> None:
         write(_markdown(document))
 
 
+def _named_routers(texts: list[str]) -> dict[str, Path]:
+    from frcli.errors import UsageError
+
+    named = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not name or not file or name in named:
+            raise UsageError(
+                f"--router {text} does not name a router of its own", "write NAME=FILE.onnx, each name once"
+            )
+        named[name] = Path(file)
+    return named
+
+
 def _numbers(text: str) -> list[float]:
     from frcli.errors import UsageError
 
@@ -309,6 +335,7 @@ def _plain(sums: Sums) -> dict[str, Any]:
         # A policy that rules tokens out gives some right answers no probability at all; JSON has no infinity.
         "nll": {n: round(value / sums.tokens, 5) if math.isfinite(value) else None for n, value in sums.nll.items()},
         "chosen": sums.chosen,
+        "accepted": {name: round(count / sums.tokens, 4) for name, count in sums.accepted.items()},
         "each": [
             [tokens, [round(value, 3) if math.isfinite(value) else None for value in nll.values()]]
             for tokens, nll in sums.each
@@ -333,6 +360,13 @@ def table(document: dict[str, Any]) -> str:
     for system, numbers in values.items():
         cells = [f"**{n:.3f}**" if n == b else f"{n:.3f}" for n, b in zip(numbers, best, strict=True)]
         lines.append(f"| {system} | {' | '.join(cells)} |")
+    accepted = {system: [c.get("accepted", {}).get(system) for c in columns.values()] for system in systems}
+    if any(None not in shares for shares in accepted.values()):
+        lines.append(f"| *drafts accepted* |{' |' * (len(columns) + 1)}")
+        for system, shares in accepted.items():
+            if None not in shares:
+                cells = [f"{share:.1%}" for share in (*shares, sum(shares) / len(shares))]
+                lines.append(f"| {system} | {' | '.join(cells)} |")
     counts = [f"{column['examples']} rows, {column['tokens']} tokens" for column in columns.values()]
     lines.append(f"| *answers* | {' | '.join(counts)} | |")
     return "\n".join(lines)

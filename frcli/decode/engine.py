@@ -204,6 +204,12 @@ class Engine:
             raise BundleError(
                 f"the router of {self.bundle.name} is not built yet", f"run frcli models pull {self.bundle.name}"
             )
+        return self.open_router(path)
+
+    def open_router(self, path: Path) -> OnnxRouter:
+        """Another router of the bundle's experts, which the caller closes; raises ``BundleError`` for one that routes
+        to others or was made for another tokenizer, ``ModelError`` for a file that is no router.
+        """
         router = OnnxRouter(path, context=self.context, sequences=self._sequences, threads=self.threads)
         if router.experts != self.bundle.experts:
             raise BundleError(

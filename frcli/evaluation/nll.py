@@ -21,16 +21,18 @@ from frcli.examples import Encoded
 from frcli.fusion.likelihood import token_nll
 from frcli.fusion.policy import ROUTER, Policy
 from frcli.fusion.route import FusionRoute
-from frcli.sources.source import Feed, Logits, LogitSource
+from frcli.sources.source import Feed, Logits, LogitSource, Rows
 
 
 @dataclass(slots=True)
 class Sums:
     """Summed NLL (nats) of systems by name, over ``tokens`` answer tokens; ``chosen`` counts the router's choices by
-    expert. ``each`` has, for every example, its tokens and its NLL by system, for paired comparisons.
+    expert, and ``accepted``, for systems that a router drafts for, the tokens at which both find the same one
+    likeliest. ``each`` has, for every example, its tokens and its NLL by system, for paired comparisons.
     """
 
     nll: dict[str, float] = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
     chosen: dict[str, int] = field(default_factory=dict)
     tokens: int = 0
     each: list[tuple[int, dict[str, float]]] = field(default_factory=list)
@@ -39,8 +41,9 @@ class Sums:
         """Add another's counts to these."""
         for name, value in other.nll.items():
             self.nll[name] = self.nll.get(name, 0.0) + value
-        for name, count in other.chosen.items():
-            self.chosen[name] = self.chosen.get(name, 0) + count
+        for mine, others in ((self.chosen, other.chosen), (self.accepted, other.accepted)):
+            for name, count in others.items():
+                mine[name] = mine.get(name, 0) + count
         self.tokens += other.tokens
         self.each += other.each
 
@@ -54,15 +57,15 @@ class Sums:
         return self.nll[system] / self.tokens
 
 
-def fused_name(gamma: float) -> str:
-    """How ``Sums`` name the fused system with this gamma."""
-    return f"fused {gamma}"
+def fused_name(gamma: float, router: str = "") -> str:
+    """How ``Sums`` name the fused system with this gamma, of the router that goes by this name."""
+    return f"{router} fused {gamma}".lstrip()
 
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """What is scored: each expert by its name, the router, FusionRoute for each of ``gammas``, and ``policies`` by what
-    the user calls them.
+    """What is scored: each expert by its name, the router, FusionRoute for each of ``gammas``, ``policies`` by what the
+    user calls them, and by their names ``rivals``: other routers of the same experts, each alone and fused.
 
     Sources must give ``block`` rows a call and hold sequence 0, which is overwritten. ``others`` are the sources that
     are no experts and that a policy needs (``base``, ``large``).
@@ -74,6 +77,7 @@ class Systems:
     gammas: Sequence[float] = ()
     policies: Mapping[str, Policy] = field(default_factory=dict)
     others: Mapping[str, LogitSource] = field(default_factory=dict)
+    rivals: Mapping[str, LogitSource] = field(default_factory=dict)
     block: int = 64
 
     def source(self, name: str) -> LogitSource:
@@ -87,7 +91,8 @@ class Systems:
     def names(self) -> Sequence[str]:
         """What is scored, in the order of the results."""
         fused = ["router", *map(fused_name, self.gammas)] if self.router is not None else []
-        return [*self.experts, *fused, *self.policies]
+        rivals = [name for rival in self.rivals for name in (rival, *(fused_name(g, rival) for g in self.gammas))]
+        return [*self.experts, *fused, *self.policies, *rivals]
 
 
 def score(example: Encoded, systems: Systems) -> Sums:
@@ -96,7 +101,8 @@ def score(example: Encoded, systems: Systems) -> Sums:
     FusionRoute's row is the mean ``(z_i + gamma z_router) / (1 + gamma)`` with i the router's choice.
     """
     experts, router, width = systems.experts, systems.router, systems.width
-    for source in {id(source): source for source in (*experts.values(), *systems.others.values(), router)}.values():
+    sources = (*experts.values(), *systems.others.values(), *systems.rivals.values(), router)
+    for source in {id(source): source for source in sources}.values():
         if source is not None:
             source.rewind(0, 0)
             source.extend([Feed(0, example.prompt[:-1], 0)])
@@ -114,33 +120,49 @@ def score(example: Encoded, systems: Systems) -> Sums:
         weights, gates = None, [1.0] * len(tokens)
         if router is not None:
             routed = router.extend(feed)[0]
+            choice = _score_router("", routed, rows, targets, systems, sums)
             weights, rows[ROUTER] = routed.weights, routed.logits[:, :width]
-            if weights is None:
-                raise ModelError("the router gives no routing weights", "make it again with frcli convert router")
-            choice = weights.argmax(axis=1)
-            picked = np.stack([rows[names[c]][i] for i, c in enumerate(choice)])
-            sums.nll["router"] += float(token_nll(rows[ROUTER], targets).sum())
             gates = gates if routed.gate is None else routed.gate.tolist()
-            for gamma in systems.gammas:
-                plain = FusionRoute(tuple(names), gamma)
-                mixed = np.stack(
-                    [
-                        plain.gated(gate).fuse({"chosen": picked[i], ROUTER: rows[ROUTER][i]})
-                        for i, gate in enumerate(gates)
-                    ]
-                )
-                sums.nll[fused_name(gamma)] += float(token_nll(mixed, targets).sum())
             for c in choice:
                 sums.chosen[names[c]] = sums.chosen.get(names[c], 0) + 1
+        for rival, source in systems.rivals.items():
+            _score_router(rival, source.extend(feed)[0], rows, targets, systems, sums)
         for name, source in systems.others.items():
             known = next((expert for expert, other in experts.items() if other is source), None)  # the base, as a rule
             rows[name] = rows[known] if known else source.extend(feed)[0].logits[:, :width]
         for name, policy in policies.items():
             mixed = np.stack([_fused(policy, rows, weights, gates, i) for i in range(len(tokens))])
             sums.nll[name] += float(token_nll(mixed, targets).sum())
+            if policy.drafter == ROUTER:
+                _count_accepted(sums, name, rows[ROUTER], mixed)
     sums.tokens = len(example.answer)
     sums.each.append((sums.tokens, dict(sums.nll)))
     return sums
+
+
+def _score_router(
+    name: str, routed: Rows, experts: Mapping[str, Logits], targets: Sequence[int], systems: Systems, sums: Sums
+) -> Sequence[int]:
+    """Add a router's NLL, alone and fused for each gamma; return the places of the experts that it chooses."""
+    if routed.weights is None:
+        raise ModelError("a router gives no routing weights", "make it again with frcli convert router")
+    names, own = list(systems.experts), routed.logits[:, : systems.width]
+    choice: list[int] = routed.weights.argmax(axis=1).tolist()
+    sums.nll[name or ROUTER] += float(token_nll(own, targets).sum())
+    for gamma in systems.gammas:
+        plain, system = FusionRoute(tuple(names), gamma), fused_name(gamma, name)
+        mixed = np.empty_like(own)
+        for i, c in enumerate(choice):
+            policy = plain if routed.gate is None else plain.gated(float(routed.gate[i]))
+            mixed[i] = policy.fuse({"chosen": experts[names[c]][i], ROUTER: own[i]})
+        sums.nll[system] += float(token_nll(mixed, targets).sum())
+        _count_accepted(sums, system, own, mixed)
+    return choice
+
+
+def _count_accepted(sums: Sums, system: str, drafter: Logits, fused: Logits) -> None:
+    same = int((drafter.argmax(axis=1) == fused.argmax(axis=1)).sum())
+    sums.accepted[system] = sums.accepted.get(system, 0) + same
 
 
 def _for_prompt(example: Encoded, systems: Systems) -> Mapping[str, Policy]:

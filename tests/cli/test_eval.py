@@ -11,6 +11,7 @@ import pytest
 import tiny
 from bundles import write_bundle
 
+from frcli.bundle import read_bundle
 from frcli.cli.eval import table
 
 ROWS = [{"prompt": f"the {i}", "answer": "and of"} for i in range(4)]
@@ -32,7 +33,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: Path) -> None:
     write_bundle(tmp_path / "trio")
     out = tmp_path / "out.json"
-    options = ("--gammas", "0,0.5,0.5,1", "--max-length", "128", "-o", out)
+    rival = f"twin={read_bundle(str(tmp_path / 'trio')).router_model()}"
+    options = ("--gammas", "0,0.5,0.5,1", "--max-length", "128", "-o", out, "--router", rival)
     result = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}@0:3", "--data", f"b={data}@3:", *options)
     assert result.returncode == 0, result.stderr
     document = json.loads(out.read_text())
@@ -42,11 +44,17 @@ def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: P
         f"{data}@3:": 1,
     }
     assert [column["examples"] for column in columns.values()] == [3, 1]
-    systems = ["general", "math", "code", "router", "fused 0.0", "fused 0.5", "fused 1.0"]
+    fused = ["fused 0.0", "fused 0.5", "fused 1.0"]
+    twins = ["twin", *(f"twin {name}" for name in fused)]
+    systems = ["general", "math", "code", "router", *fused, *twins]
     for column in columns.values():
         assert list(column["nll"]) == systems
         assert sum(column["chosen"].values()) == column["tokens"]
-    assert [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:-1]] == systems
+        assert column["nll"]["twin fused 0.5"] == column["nll"]["fused 0.5"]
+        assert list(column["accepted"]) == [*fused, *twins[1:]]
+        assert all(0 <= share <= 1 for share in column["accepted"].values())
+    shown = [line.split("|")[1].strip() for line in result.stdout.splitlines()[2:-1]]
+    assert shown == [*systems, "*drafts accepted*", *fused, *twins[1:]]
     for name, file in document["files"].items():
         assert file["column"] == ("a" if name.endswith("0:3") else "b")
         assert sum(tokens for tokens, _ in file["each"]) == file["tokens"]
@@ -71,6 +79,7 @@ def test_a_bundle_without_a_router_has_no_fused_rows(tmp_path: Path, data: Path)
     [
         (("--data", "rows.jsonl"), 2, "has no name"),
         (("--data", "a=gone.jsonl"), 1, "cannot read gone.jsonl"),
+        (("--data", "a=gone.jsonl", "--router", "x.onnx"), 2, "does not name a router"),
         (("--data", "a=gone.jsonl", "--gammas", "high"), 2, "not a list of numbers"),
         (("--data", "a=gone.jsonl", "--gammas", "-1"), 2, "outside 0 to 16"),
         (("--data", "a=gone.jsonl", "--gammas", "nan"), 2, "outside 0 to 16"),

@@ -42,6 +42,7 @@ def test_score_agrees_with_the_formula_token_by_token(block: int) -> None:
         return -math.log(odds[token] / odds.sum())
 
     expected = dict.fromkeys(["a", "b", "router", "fused 0.0", "fused 0.5", "fused 1.0"], 0.0)
+    accepted = dict.fromkeys(["fused 0.0", "fused 0.5", "fused 1.0"], 0)
     prefix = list(example.prompt)
     for token in example.answer:
         chosen = makers["ab"[int(np.argmax(weights(prefix)))]](prefix)
@@ -50,9 +51,29 @@ def test_score_agrees_with_the_formula_token_by_token(block: int) -> None:
         expected["router"] += nll(router(prefix), token)
         for gamma in (0.0, 0.5, 1.0):
             expected[f"fused {gamma}"] += nll((chosen + gamma * router(prefix)) / (1 + gamma), token)
+            accepted[f"fused {gamma}"] += int(np.argmax(chosen + gamma * router(prefix)) == np.argmax(router(prefix)))
         prefix.append(token)
     assert sums.nll == pytest.approx(expected, rel=1e-5)
     assert (sums.tokens, sums.examples, sum(sums.chosen.values())) == (5, 1, 5)
+    assert sums.accepted == accepted
+
+
+def test_other_routers_are_scored_as_if_they_were_the_bundles_own() -> None:
+    example = Encoded([1, 2, 3], [4, 5, 6, 7, 8])
+    makers = {"a": random_rows(WIDTH, 0), "b": random_rows(WIDTH, 1)}
+
+    def source(seed: int) -> FakeSource:
+        return FakeSource(WIDTH, random_rows(WIDTH, seed), weights=random_rows(2, seed + 1))
+
+    def experts() -> dict[str, FakeSource]:
+        return {name: FakeSource(WIDTH, make) for name, make in makers.items()}
+
+    both = score(example, Systems(experts(), source(2), WIDTH, gammas=[0.5], rivals={"new": source(7)}))
+    alone = score(example, Systems(experts(), source(7), WIDTH, gammas=[0.5]))
+    assert list(both.nll) == ["a", "b", "router", "fused 0.5", "new", "new fused 0.5"]
+    assert both.nll["new"] == alone.nll["router"] and both.nll["new fused 0.5"] == alone.nll["fused 0.5"]
+    assert both.accepted["new fused 0.5"] == alone.accepted["fused 0.5"]
+    assert both.nll["fused 0.5"] != both.nll["new fused 0.5"]
 
 
 def test_sources_are_reused_from_example_to_example() -> None:

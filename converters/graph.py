@@ -19,14 +19,19 @@ _LARGEST_MESSAGE = (1 << 31) - (1 << 20)
 
 
 class Graph:
-    """An ONNX graph under construction. Values are known by name, and every method returns the name of what it made."""
+    """An ONNX graph under construction. Values are known by name, and every method returns the name of what it made.
 
-    def __init__(self) -> None:
+    ``dtype`` is what the graph computes in: float32, or for a GPU float16.
+    """
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.dtype = np.dtype(dtype)
         self._nodes: list[Any] = []
         self._weights: dict[str, Any] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._bytes = 0
+        self._cast: dict[str, str] = {}  # the float32 form of matrices that are stored in float16
 
     def input(self, name: str, dtype: Any, shape: Sequence[int | str]) -> str:
         """Declare an input of a numpy dtype; a dimension is a size or the name of a free one."""
@@ -52,11 +57,15 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, outputs, name=name, domain=domain, **attributes))
         return outputs
 
-    def weight(self, name: str, values: NDArray[Any]) -> str:
-        """Store an array in the model; a name that is stored already is not stored again."""
+    def weight(self, name: str, values: NDArray[Any], dtype: Any = None) -> str:
+        """Store an array in the model, floats in ``dtype``, the graph's if not given; a name that is stored already is
+        not stored again.
+        """
         from onnx import numpy_helper
 
         if name not in self._weights:
+            if values.dtype.kind == "f":
+                values = values.astype(dtype or self.dtype, copy=False)
             self._weights[name] = numpy_helper.from_array(np.ascontiguousarray(values), name)
             self._bytes += values.nbytes
         return name
@@ -65,12 +74,27 @@ class Graph:
         """Multiply ``value`` [..., in] by ``matrix`` [out, in] and return [..., out]."""
         if isinstance(matrix, Quantized):
             return self._matmul_bits(value, matrix, name, name)
-        return self.node("MatMul", [value, self.weight(f"{name}.weight", matrix.T)], name)
+        return self.node("MatMul", [value, self._table(name, matrix.T)], name)
+
+    def cast(self, value: str, dtype: Any, name: str) -> str:
+        """Return ``value`` as ``dtype``."""
+        from onnx import helper
+
+        return self.node("Cast", [value], name, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def _table(self, name: str, matrix: NDArray[Any]) -> str:
+        """Store a matrix of floats; in a float32 graph one of float16 stays so in the file, and is cast on loading."""
+        if matrix.dtype != np.float16 or self.dtype == np.float16:
+            return self.weight(f"{name}.weight", matrix)
+        stored = self.weight(f"{name}.weight", matrix, np.float16)
+        if name not in self._cast:
+            self._cast[name] = self.cast(stored, self.dtype, f"{name}.weight.cast")
+        return self._cast[name]
 
     def embed(self, ids: str, table: Matrix, name: str, output: str) -> str:
         """Look up the rows ``ids`` of ``table`` [vocab, hidden], which ``project`` shares under the same ``name``."""
         if not isinstance(table, Quantized):
-            return self.node("Gather", [self.weight(f"{name}.weight", table), ids], output, axis=0)
+            return self.node("Gather", [self._table(name, table), ids], output, axis=0)
         packed, *scales = self._quantized(name, table)
         rows, columns = table.packed.shape[0], table.columns
         # MatMulNBits takes [rows, blocks, bytes], GatherBlockQuantized takes [rows, bytes]. The Reshape lets both read
@@ -93,7 +117,7 @@ class Graph:
         """Multiply ``value`` [n, hidden] by the rows of ``table`` [vocab, hidden] and return [n, vocab]."""
         if isinstance(table, Quantized):
             return self._matmul_bits(value, table, name, output)
-        return self.node("Gemm", [value, self.weight(f"{name}.weight", table)], output, transB=1)
+        return self.node("Gemm", [value, self._table(name, table)], output, transB=1)
 
     def model(self, metadata: Mapping[str, str], producer: str) -> Any:
         """Return the finished ``onnx.ModelProto``."""

@@ -24,7 +24,8 @@ from frcli.bundle import ROUTER_FORMAT
 from frcli.errors import BundleError, UsageError
 
 # Mean KL in nats above which a result is taken for broken rather than for coarse.
-_LIMITS = {"fp32": 1e-4, "int8": 0.05, "int4": 1.0}
+_LIMITS = {"fp32": 1e-4, "fp16": 1e-3, "int8": 0.05, "int4": 1.0}
+CPU, CUDA = TARGETS = ("cpu", "cuda")
 
 # Positions that a router has unless more are asked for: its rotary tables grow with them.
 _LONGEST = 8192
@@ -40,6 +41,10 @@ def convert_router(
     vocabulary: str = "",
     force: bool = False,
     check: bool = True,
+    *,
+    head: str | None = None,
+    layers: int = 0,
+    target: str = CPU,
 ) -> Parity | None:
     """Write the ONNX router ``out`` made of ``base`` and the trained part, and return how well it agrees with them.
 
@@ -47,14 +52,17 @@ def convert_router(
     model, without a routing output; if the trained part holds texts for calibration, int4 is quantized for them.
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
     router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
-    the metadata. With ``check`` the source is evaluated by :mod:`converters.reference` on the same tokens; without it
-    the result is None.
+    the metadata. ``head`` is the precision of embedding and head, ``layers`` keeps the first so many of a router that
+    was not trained with fewer, and the ``target`` ``cuda`` computes in float16. With ``check`` the source is evaluated
+    by :mod:`converters.reference` on the same tokens; without it the result is None.
 
     Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
     trained ones, ``UsageError`` for an unknown precision or an impossible context, ``OutputError`` if the result exists
     or cannot be written.
     """
-    chosen = precision_named(precision)
+    chosen = precision_named(precision, head)
+    if target not in TARGETS:
+        raise UsageError(f"unknown target {target!r}", f"choose one of {', '.join(TARGETS)}")
     refuse_existing(out, force)
     checkpoint = open_checkpoint(base)
     if context is None:
@@ -71,17 +79,23 @@ def convert_router(
         source["trained"] = fingerprint(file)
         _check_together(base, source["base"], checkpoint, file, part, experts)
         if part.layers is not None:
+            if layers:
+                raise UsageError(f"{file} was trained with {len(part.layers)} layers", "leave --layers out")
             checkpoint = checkpoint.keeping(part.layers)
         checkpoint = merge(checkpoint, part.delta)
     elif experts:
         raise UsageError("experts were named, but there is no trained router that tells them apart", "give it too")
+
+    if layers:
+        checkpoint = checkpoint.keeping(range(layers))
 
     metadata = {
         "frcli.format": ROUTER_FORMAT,
         "frcli.experts": json.dumps(list(part.experts) if part else []),
         "frcli.vocabulary": vocabulary,
         "frcli.context": str(context),
-        "frcli.precision": precision,
+        "frcli.precision": precision if head in (None, precision) else f"{precision}, head {head}",
+        "frcli.target": target,
         "frcli.source": json.dumps(source),
         "frcli.layers": str(checkpoint.config.layers),
         "frcli.kv_heads": str(checkpoint.config.kv_heads),
@@ -94,11 +108,15 @@ def convert_router(
         else:
             weights = rounded(checkpoint, chosen)
         prompt, gate = (part.prompt, part.gate) if part else (None, None)
-        build_decoder(checkpoint, weights, context, routing, prompt, gate).save(folder / out.name, metadata, "frcli")
+        dtype = np.float32 if target == CPU else np.float16
+        graph = build_decoder(checkpoint, weights, context, routing, prompt, gate, dtype)
+        graph.save(folder / out.name, metadata, "frcli")
         if not check:
             return None
         result = _check(base, checkpoint, folder / out.name, context, routing)
-        return result.require(_LIMITS[precision], f"the router converted from {base}")
+        return result.require(
+            max(_LIMITS[each] for each in (precision, head or precision)), f"the router converted from {base}"
+        )
 
 
 def _check(

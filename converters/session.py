@@ -38,10 +38,12 @@ class RouterSession:
         ]
         self._batch = batch
         self._cache: list[Any] = []
+        kinds = {each.name: each.type for each in self._session.get_inputs()}
         for index in range(int(self.metadata["frcli.layers"])):
             for kind in ("key", "value"):
                 shape = (batch, int(self.metadata["frcli.kv_heads"]), length, int(self.metadata["frcli.head_dim"]))
-                memory = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
+                dtype = np.float16 if kinds[f"past_{kind}.{index}"] == "tensor(float16)" else np.float32
+                memory = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=dtype))
                 self._binding.bind_ortvalue_input(f"past_{kind}.{index}", memory)
                 self._binding.bind_ortvalue_output(f"present_{kind}.{index}", memory)
                 self._cache.append(memory)

@@ -6,7 +6,7 @@ Inputs
     rows                    int64   [n]      flat positions in batch * tokens whose logits and routing are wanted
     seqlens_k               int32   [batch]  tokens that a sequence holds after this call, minus 1
     total_sequence_length   int32   scalar   the largest of these lengths
-    past_key.i, past_value.i   float32 [batch, kv_heads, max_length, head_dim]
+    past_key.i, past_value.i   [batch, kv_heads, max_length, head_dim], float32, in a graph for a GPU float16
 
 Outputs
 
@@ -26,6 +26,7 @@ go one sequence at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,10 @@ def build_decoder(
     routing: NDArray[np.float32] | None = None,
     prompt: NDArray[np.float32] | None = None,
     gate: NDArray[np.float32] | None = None,
+    dtype: Any = np.float32,
 ) -> Graph:
-    """Return the graph of the checkpoint; ``context`` is the number of positions that it can rotate.
+    """Return the graph of the checkpoint; ``context`` is the number of positions that it can rotate, and ``dtype`` what
+    it computes in and keeps keys and values in: float32 or float16.
 
     Matrices come from ``weights``, which decides on their precision, and norms from the checkpoint itself. ``routing``
     float32 [experts, hidden] adds the routing output: the head reads the hidden state after the final norm. ``prompt``
@@ -51,13 +54,13 @@ def build_decoder(
     """
     heads = {"routing": routing, "prompt_routing": prompt}
     chosen = {name: head for name, head in heads.items() if head is not None}
-    return _Decoder(checkpoint, weights, context).build(chosen, gate)
+    return _Decoder(checkpoint, weights, context, dtype).build(chosen, gate)
 
 
 class _Decoder:
-    def __init__(self, checkpoint: Checkpoint, weights: Weights, context: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Weights, context: int, dtype: Any) -> None:
         self.checkpoint, self.config, self.weights = checkpoint, checkpoint.config, weights
-        self.graph, self.context = Graph(), context
+        self.graph, self.context = Graph(dtype), context
 
     def build(self, heads: Mapping[str, NDArray[np.float32]], gate: NDArray[np.float32] | None) -> Graph:
         graph, config = self.graph, self.config
@@ -68,7 +71,7 @@ class _Decoder:
         cache: list[int | str] = ["batch", config.kv_heads, "max_length", config.head_dim]
         for layer in range(config.layers):
             for kind in ("key", "value"):
-                graph.input(f"past_{kind}.{layer}", np.float32, cache)
+                graph.input(f"past_{kind}.{layer}", graph.dtype, cache)
 
         table = self.weights(["model.embed_tokens"])
         residual = graph.embed(ids, table, "embedding", "embedded")
@@ -86,26 +89,30 @@ class _Decoder:
             "Gather", [graph.node("Reshape", [hidden, flat], "hidden.flat"), rows], "hidden.rows", axis=0
         )
         final = self._norm(wanted, FINAL_NORM)
-        raw = "logits.raw" if config.logit_cap else "logits"
+        wide = graph.dtype == np.float32
+        raw = "logits" if wide and not config.logit_cap else "logits.raw"
         if config.tied:
             graph.project(final, table, "embedding", raw)
         else:
             graph.project(final, self.weights(["lm_head"]), "head", raw)
+        if not wide:  # what is fused and sampled from is float32
+            final = graph.cast(final, np.float32, "final.wide")
+            raw = graph.cast(raw, np.float32, "logits.wide" if config.logit_cap else "logits")
         if config.logit_cap:
-            cap = graph.weight("logits.cap", np.array(config.logit_cap, np.float32))
+            cap = graph.weight("logits.cap", np.array(config.logit_cap), np.float32)
             bent = graph.node("Tanh", [graph.node("Div", [raw, cap], "logits.small")], "logits.bent")
             graph.node("Mul", [bent, cap], "logits")
         graph.output("logits", np.float32, ["n", config.vocab])
         for name, head in heads.items():
-            graph.node("MatMul", [final, graph.weight(f"{name}.weight", head.T)], name)
+            graph.node("MatMul", [final, graph.weight(f"{name}.weight", head.T, np.float32)], name)
             graph.output(name, np.float32, ["n", head.shape[0]])
         if gate is not None:
-            raw = graph.node("MatMul", [final, graph.weight("gate.weight", gate[:, :-1].T)], "gate.raw")
-            moved = graph.node("Add", [raw, graph.weight("gate.bias", gate[0, -1:])], "gate.moved")
+            raw = graph.node("MatMul", [final, graph.weight("gate.weight", gate[:, :-1].T, np.float32)], "gate.raw")
+            moved = graph.node("Add", [raw, graph.weight("gate.bias", gate[0, -1:], np.float32)], "gate.moved")
             graph.output(graph.node("Sigmoid", [moved], "gate"), np.float32, ["n", 1])
         for layer in range(config.layers):
             for kind in ("key", "value"):
-                graph.output(f"present_{kind}.{layer}", np.float32, cache)
+                graph.output(f"present_{kind}.{layer}", graph.dtype, cache)
         return graph
 
     def _layer(self, layer: int, residual: str, branch: str) -> tuple[str, str]:

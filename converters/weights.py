@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.decoder import EMBEDDING, HEAD, Checkpoint
 from converters.quantize import Quantized, quantize
-from frcli.errors import UsageError
+from frcli.errors import ModelError, UsageError
 
-# A matrix [rows, columns] as the model will hold it.
-Matrix = NDArray[np.float32] | Quantized
+# A matrix [rows, columns] as the model will hold it: float32, float16 or quantized.
+Matrix = NDArray[Any] | Quantized
 # Returns the weights of the named modules, which read the same input, with their rows one below the other.
 Weights = Callable[[Sequence[str]], Matrix]
 
@@ -22,7 +23,7 @@ TABLES = tuple(name.removesuffix(".weight") for name in (EMBEDDING, HEAD))
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How weights are stored: ``bits`` of the layers, ``table_bits`` of embedding and head; 32 means float32.
+    """How weights are stored: ``bits`` of the layers, ``table_bits`` of embedding and head; 32 and 16 are floats.
 
     ``calibrated`` says that the layers lose enough for calibration to be worth its time.
     """
@@ -37,16 +38,27 @@ class Precision:
 
 PRECISIONS = {
     "fp32": Precision("fp32", 32, 32),
+    "fp16": Precision("fp16", 16, 16),
     "int8": Precision("int8", 8, 8, symmetric=True),
     "int4": Precision("int4", 4, 8, calibrated=True),
 }
 
 
-def precision_named(name: str) -> Precision:
-    """Return the precision of that name; raises ``UsageError`` for another."""
-    if name not in PRECISIONS:
-        raise UsageError(f"unknown precision {name!r}", f"choose one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
+_TABLES = {"fp32": (32, True), "fp16": (16, True), "int8": (8, True), "int4": (4, False)}
+
+
+def precision_named(name: str, head: str | None = None) -> Precision:
+    """Return the precision of that name, embedding and head in one of their own if ``head`` names it; raises
+    ``UsageError`` for others.
+    """
+    for each in filter(None, (name, head)):
+        if each not in PRECISIONS:
+            raise UsageError(f"unknown precision {each!r}", f"choose one of {', '.join(PRECISIONS)}")
+    chosen = PRECISIONS[name]
+    if head is None:
+        return chosen
+    bits, symmetric = _TABLES[head]
+    return replace(chosen, table_bits=bits, table_symmetric=symmetric)
 
 
 def linears(layer: int) -> tuple[tuple[str, ...], ...]:
@@ -81,8 +93,16 @@ def rounded(checkpoint: Checkpoint, precision: Precision) -> Weights:
         matrix = stacked(checkpoint, modules)
         table = modules[0] in TABLES
         bits = precision.table_bits if table else precision.bits
-        if bits == 32:
-            return matrix
+        if bits >= 16:
+            return _half(matrix, modules[0]) if bits == 16 else matrix
         return quantize(matrix, bits, precision.table_symmetric if table else precision.symmetric)
 
     return weights
+
+
+def _half(matrix: NDArray[np.float32], name: str) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        half = matrix.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ModelError(f"{name} has values that fp16 cannot hold", "choose another precision")
+    return half

@@ -25,7 +25,15 @@ Vocabulary = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
 Dtype = Annotated[str, typer.Option("--dtype", help="Numbers in the file: f16 or f32.")]
-Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4, int8 or fp32.")]
+Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4, int8, fp16 or fp32.")]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head", help="Embedding and head in a precision of their own; with int4 they are int8.", show_default=False
+    ),
+]
+Layers = Annotated[int, typer.Option("--layers", min=0, help="Keep the first so many layers; 0 for all.")]
+Target = Annotated[str, typer.Option("--target", help="cpu, or cuda: computes in fp16 (untested on a GPU).")]
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Most tokens; as the base, at most 8192, if not given.")
 ]
@@ -48,6 +56,9 @@ def router(
     trained: Trained,
     out: Out,
     precision: Precision = "int4",
+    head: Head = None,
+    layers: Layers = 0,
+    target: Target = "cpu",
     context: Context = None,
     vocab: Vocabulary = None,
     force: Force = False,
@@ -60,6 +71,17 @@ def router(
             f"{base} has no tokenizer that llama.cpp can read", "name an expert's GGUF file with --vocab, too"
         )
     with ui.working(f"converting {trained.name}"):
-        parity = build_router(base, trained, out, precision=precision, context=context, vocabulary=vocab, force=force)
+        parity = build_router(
+            base,
+            trained,
+            out,
+            precision=precision,
+            context=context,
+            vocabulary=vocab,
+            force=force,
+            head=head,
+            layers=layers,
+            target=target,
+        )
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
     ui.say(f"parity with {trained}: {parity}")

@@ -154,11 +154,12 @@ def build_router(
     context: int | None = None,
     vocabulary: Path | None = None,
     force: bool,
+    **more: Any,
 ) -> Any:
     """Convert a trained router to ONNX ``out`` and return the parity.
 
-    ``vocabulary`` is the GGUF file whose tokenizer the router is for, the base itself if not given. ``experts`` and
-    ``context`` are those of :func:`converters.router.convert_router`.
+    ``vocabulary`` is the GGUF file whose tokenizer the router is for, the base itself if not given. ``experts``,
+    ``context`` and ``more`` are those of :func:`converters.router.convert_router`.
     """
     from converters.router import convert_router
     from frcli.sources.llama import LlamaModel
@@ -169,7 +170,7 @@ def build_router(
         digest = vocabulary_hash(model.texts())
     finally:
         model.close()
-    return convert_router(base, out, trained, experts, precision, context, digest, force=force)
+    return convert_router(base, out, trained, experts, precision, context, digest, force=force, **more)
 
 
 def state(bundle: Bundle) -> str:

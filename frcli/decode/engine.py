@@ -210,7 +210,13 @@ class Engine:
         """Another router of the bundle's experts, which the caller closes; raises ``BundleError`` for one that routes
         to others or was made for another tokenizer, ``ModelError`` for a file that is no router.
         """
-        router = OnnxRouter(path, context=self.context, sequences=self._sequences, threads=self.threads)
+        router = OnnxRouter(
+            path,
+            context=self.context,
+            sequences=self._sequences,
+            threads=self.threads,
+            gpu=self.options.gpu_layers != 0,
+        )
         if router.experts != self.bundle.experts:
             raise BundleError(
                 f"the router {path.name} chooses among {len(router.experts)} experts ({', '.join(router.experts)}), "

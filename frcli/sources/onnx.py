@@ -1,20 +1,16 @@
 """The ONNX Runtime router: next-token logits and routing weights from a graph whose KV buffers are updated in place.
 
-The graph is what ``frcli convert router`` writes. Each layer has one key and one value buffer, float32
-[sequences, kv_heads, context, head_dim], bound both as past and as present; rewinding is telling the graph a smaller
-length. A run takes neighbouring rows of these buffers: one row behind any number of new tokens, or many rows with one
-new token each, whose prefixes may differ in length. ONNX Runtime has no run for several tokens behind several prefixes.
+The graph is what ``frcli convert router`` writes. Each layer has one key and one value buffer
+(:mod:`frcli.sources.kv`), bound both as past and as present; rewinding is telling the graph a smaller length. A run
+takes neighbouring rows of these buffers: one row behind any number of new tokens, or many rows with one new token each,
+whose prefixes may differ in length. ONNX Runtime has no run for several tokens behind several prefixes.
 
 This is the only file that imports ``onnxruntime``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import mmap
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,6 +21,7 @@ from numpy.typing import NDArray
 
 from frcli.bundle import ROUTER_FORMAT
 from frcli.errors import ModelError
+from frcli.sources.kv import DeviceBuffer, HostBuffer
 from frcli.sources.source import Feed, Rows, check_feeds, check_sequence
 
 # What idle rows between two that read may cost: as much as so many short rows, which a second run costs beyond its own.
@@ -34,6 +31,7 @@ _RUN_COST = 3.5
 _TOKENS_PER_ROW = 256
 
 
+_CUDA_PROVIDER = "CUDAExecutionProvider"
 # Outputs beside the logits: weights of the experts for a token and for an answer, and how much the logits count.
 _ROUTING, _PROMPT, _GATE = _HEADS = ("routing", "prompt_routing", "gate")
 
@@ -41,13 +39,22 @@ _ROUTING, _PROMPT, _GATE = _HEADS = ("routing", "prompt_routing", "gate")
 class OnnxRouter:
     """A router file as a :class:`~frcli.sources.source.LogitSource` whose rows carry routing weights.
 
-    ``context`` is in tokens for each of ``sequences``. Raises ``ModelError`` when the file is missing, damaged, or not
-    a router that this version can run.
+    ``context`` is in tokens for each of ``sequences``. ``gpu`` runs it on CUDA if ONNX Runtime can (untested). Raises
+    ``ModelError`` when the file is missing, damaged, or not a router that this version can run.
     """
 
-    def __init__(self, path: Path, *, context: int, sequences: int = 1, threads: int = 1, chunk: int = 256) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        sequences: int = 1,
+        threads: int = 1,
+        chunk: int = 256,
+        gpu: bool = False,
+    ) -> None:
         self.path, self._chunk = path, chunk
-        session = self._session = _open(path, threads)
+        session = self._session = _open(path, threads, gpu)
         meta = session.get_modelmeta().custom_metadata_map
         if meta.get("frcli.format") != ROUTER_FORMAT:
             raise ModelError(
@@ -61,6 +68,8 @@ class OnnxRouter:
             layers, kv_heads, head_dim = (int(meta[f"frcli.{key}"]) for key in ("layers", "kv_heads", "head_dim"))
             outputs = {output.name: output for output in session.get_outputs()}
             self._width = int(outputs["logits"].shape[-1])
+            inputs = {each.name: each.type for each in session.get_inputs()}
+            dtype = np.float16 if inputs["past_key.0"] == "tensor(float16)" else np.float32
             self._heads = {name: int(outputs[name].shape[-1]) for name in _HEADS if name in outputs}
         except (KeyError, ValueError, StopIteration, TypeError) as error:
             raise ModelError(
@@ -71,7 +80,8 @@ class OnnxRouter:
         self._context = context
         self._lengths = [0] * sequences
         shape = (sequences, kv_heads, context, head_dim)
-        self._caches = [(_lazy_zeros(shape), _lazy_zeros(shape)) for _ in range(layers)]
+        buffer = DeviceBuffer if _CUDA_PROVIDER in session.get_providers() else HostBuffer
+        self._caches = [(buffer(shape, dtype), buffer(shape, dtype)) for _ in range(layers)]
         # A binding names every key and value buffer, which takes a millisecond: it is made once for each run of
         # neighbouring rows (first, number) that comes up. What changes from run to run has its fixed place, too, and is
         # named again only when its size or its place in the output buffers is another one than last time.
@@ -211,8 +221,7 @@ class OnnxRouter:
         rows = slice(first, first + many)
         for layer, caches in enumerate(self._caches):
             for kind, cache in zip(("key", "value"), caches, strict=True):
-                _bind_in(binding, f"past_{kind}.{layer}", cache[rows])
-                _bind_out(binding, f"present_{kind}.{layer}", cache[rows])
+                cache.bind(binding, f"past_{kind}.{layer}", f"present_{kind}.{layer}", rows)
         _bind_in(binding, "seqlens_k", self._seqlens[rows])
         _bind_in(binding, "total_sequence_length", self._total)
         return binding
@@ -231,7 +240,7 @@ class OnnxRouter:
         self._lengths[dst] = 0  # an interrupt may leave it half copied
         for caches in self._caches:
             for cache in caches:
-                cache[dst, :, :n] = cache[src, :, :n]
+                cache.copy(src, dst, n)
         self._lengths[dst] = n
 
     def close(self) -> None:
@@ -241,20 +250,7 @@ class OnnxRouter:
         self._caches.clear()
 
 
-def _lazy_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Zeros in memory that is mapped when it is written: a long context costs what has been read of it.
-
-    On Linux numpy asks for pages of 2 MB, and a sequence's first token would map most of its buffer.
-    """
-    if sys.platform != "linux":
-        return np.zeros(shape, np.float32)
-    memory = mmap.mmap(-1, 4 * math.prod(shape), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without large pages refuses to be told not to use them
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32).reshape(shape)
-
-
-def _open(path: Path, threads: int) -> Any:
+def _open(path: Path, threads: int, gpu: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"the router {path} does not exist", "make it with frcli models pull")
     import onnxruntime as ort
@@ -269,7 +265,8 @@ def _open(path: Path, threads: int) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        providers = [each for each in (_CUDA_PROVIDER,) if gpu and each in ort.get_available_providers()]
+        return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises bare pybind exceptions of many names
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(

@@ -132,6 +132,7 @@ def test_metadata_and_shared_table(base: Path, trained: Path, tmp_path: Path) ->
         "frcli.vocabulary": "ab" * 32,
         "frcli.context": "128",
         "frcli.precision": "int4",
+        "frcli.target": "cpu",
         "frcli.layers": "2",
         "frcli.kv_heads": "2",
         "frcli.head_dim": "16",
@@ -177,9 +178,47 @@ def test_large_models_keep_weights_beside(base: Path, tmp_path: Path, monkeypatc
     np.testing.assert_array_equal(first["logits"], second["logits"])
 
 
+@pytest.mark.parametrize(("head", "limit"), [("fp32", 0.02), ("fp16", 0.02), ("int8", 0.03), ("int4", 0.5)])
+def test_embedding_and_head_in_a_precision_of_their_own(head: str, limit: float, base: Path, tmp_path: Path) -> None:
+    got = convert_router(base, tmp_path / "r.onnx", precision="int8", head=head, context=256)
+    assert got is not None and got.mean_kl < limit
+    tables = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "r.onnx").graph.initializer}
+    kinds = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16}
+    assert tables["embedding.weight" if head in kinds else "embedding.packed"] == kinds.get(
+        head, onnx.TensorProto.UINT8
+    )
+
+
+def test_half_precision_halves_the_file(base: Path, trained: Path, tmp_path: Path) -> None:
+    whole = tiny.write_router(tmp_path / "whole.onnx", base, trained)
+    half = tiny.write_router(tmp_path / "half.onnx", base, trained, precision="fp16")
+    assert half.stat().st_size < 0.65 * whole.stat().st_size
+    assert kl(run_text(whole, TOKENS)["logits"], run_text(half, TOKENS)["logits"]).max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_a_graph_for_a_gpu_computes_in_float16(precision: str, base: Path, trained: Path, tmp_path: Path) -> None:
+    """It runs on the processor, too, which is where its numbers are looked at."""
+    got = convert_router(base, tmp_path / "gpu.onnx", trained, precision=precision, context=256, target="cuda")
+    assert got is not None and got.mean_kl < (0.5 if precision == "int4" else 0.02)
+    kinds = {each.name: each.type.tensor_type.elem_type for each in onnx.load(tmp_path / "gpu.onnx").graph.input}
+    assert kinds["past_key.0"] == onnx.TensorProto.FLOAT16
+    outputs = run_text(tmp_path / "gpu.onnx", TOKENS[:20])
+    assert {value.dtype.name for value in outputs.values()} == {"float32"}
+
+
+def test_the_first_layers_alone(base: Path, tmp_path: Path) -> None:
+    convert_router(base, tmp_path / "r.onnx", precision="fp32", context=256, layers=1)
+    one = logits(open_checkpoint(base).keeping([0]), TOKENS)
+    assert kl(one, run_text(tmp_path / "r.onnx", TOKENS)["logits"]).max() < 1e-6
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ({"head": "int2"}, UsageError, "int2"),
+        ({"target": "tpu"}, UsageError, "tpu"),
+        ({"layers": 3}, ModelError, "has 2 layers"),
         ({"precision": "int3"}, UsageError, "int3"),
         ({"context": 0}, UsageError, "context of 0"),
         ({"context": 10_000}, UsageError, "1 to 512"),

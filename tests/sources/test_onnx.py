@@ -271,3 +271,24 @@ def test_files_that_are_missing_damaged_or_not_a_router(files: tuple[Path, Path]
         OnnxRouter(damaged, context=16)
     with pytest.raises(ModelError, match="at most 256 tokens"):
         OnnxRouter(files[1], context=1000)
+
+
+def test_keys_and_values_in_float16(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """A graph that was made for a GPU, on the processor: the same text in one call, in steps, and behind a fork."""
+    from converters.router import convert_router
+
+    folder = files[0].parent
+    convert_router(
+        files[0], tmp_path / "half.onnx", folder / "router.safetensors", precision="fp16", context=64, target="cuda"
+    )
+    half = OnnxRouter(tmp_path / "half.onnx", context=64, sequences=2)
+    (whole,) = half.extend([Feed(0, TOKENS, len(TOKENS))])
+    expected, _ = all_rows(files, TOKENS)
+    assert whole.logits.dtype == np.float32
+    np.testing.assert_allclose(whole.logits, expected, atol=0.1)
+    last = whole.logits[-1].copy()
+    half.rewind(0, 6)
+    half.fork(0, 1)
+    for token in TOKENS[6:]:
+        (row,) = half.extend([Feed(1, [token], 1)])
+    np.testing.assert_allclose(row.logits[0], last, atol=0.02)

@@ -49,6 +49,9 @@ Device = Annotated[str, typer.Option(help="Where to train, by torch's name: cpu,
 SaveMemory = Annotated[
     bool, typer.Option("--save-memory", help="Compute inner values again instead of keeping them: a third slower.")
 ]
+Pack = Annotated[
+    bool, typer.Option("--pack", help="Put short examples into one row; without it rows of like length share a step.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")]
 
 
@@ -66,13 +69,14 @@ def expert(
     threads: Threads = 0,
     device: Device = "cpu",
     save_memory: SaveMemory = False,
+    pack: Pack = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a LoRA expert on the answers of one domain's examples; the result is a PEFT adapter in OUT."""
     from frcli.training.base import EXPERT_MODULES, Hardware
     from frcli.training.loop import Schedule
 
-    schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
+    schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
     examples, _ = _prepare(base, data, max_length, schedule)
     if dry_run:
         _say_cost(base, examples, schedule, EXPERT_MODULES, rank)
@@ -157,6 +161,7 @@ def router(
     threads: Threads = 0,
     device: Device = "cpu",
     save_memory: SaveMemory = False,
+    pack: Pack = False,
     dry_run: DryRun = False,
 ) -> None:
     """Train a FusionRoute router: its language model, its routing head and, if wanted, its gate.
@@ -197,7 +202,7 @@ def router(
         named[name] = Path(file) if file else None
         if file and not Path(file).is_file():
             raise UsageError(f"--expert {text}: there is no {file}", "make it with frcli convert adapter")
-    schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed)
+    schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
     examples, encoded = _prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:
         both = [answer for pair in encoded for answer in pair]

@@ -95,12 +95,13 @@ def add_lora(model: Any, modules: Sequence[str], rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def hidden_states(model: Any, ids: Any) -> Any:
+def hidden_states(model: Any, ids: Any, places: Any = None) -> Any:
     """Last hidden states after the final norm, [batch, tokens, hidden].
 
-    There is no attention mask: rows are padded on the right, where a causal model never looks.
+    There is no attention mask: rows are padded on the right, where a causal model never looks. Where several texts
+    share a row, ``places`` are the positions within each; transformers keeps them apart where these begin anew.
     """
-    return causal(model).model(input_ids=ids, use_cache=False).last_hidden_state
+    return causal(model).model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
 
 
 def next_logits(model: Any, states: Any) -> Any:

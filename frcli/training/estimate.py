@@ -13,6 +13,7 @@ import numpy as np
 from converters.checkpoint import open_checkpoint
 from converters.decoder import DecoderConfig
 from frcli.examples import Encoded
+from frcli.training.batches import make_batch
 from frcli.training.loop import Schedule, plan
 
 _FLOAT = 4
@@ -59,7 +60,7 @@ def estimate(
             if name.split(".")[-2] in modules and len(shape) == 2 and int(name.split(".")[2]) < depth
         )
     steps = plan(examples, schedule, units)
-    longest = max(len(step) * max(len(examples[i].prompt) + len(examples[i].answer) for i in step) for step in steps)
+    longest = max(make_batch(examples, step, schedule.pack).ids.size for step in steps)
     answers = max(sum(len(examples[i].answer) for i in step) for step in steps)
     per_token = depth * (14 * config.hidden + 4 * config.intermediate)
     frozen = 0 if modules is None else table * (1 if config.tied else 2) + inner

@@ -17,11 +17,11 @@ def answer_loss(model: Any, batch: Batch) -> Any:
     """Mean negative log-likelihood, in nats, of the batch's answer tokens; the head runs on their positions only."""
     import torch
 
-    device = model.device
     ids, row, position, target = (
-        torch.from_numpy(array).to(device) for array in (batch.ids, batch.row, batch.position, batch.target)
+        torch.from_numpy(array).to(model.device) for array in (batch.ids, batch.row, batch.position, batch.target)
     )
-    picked = hidden_states(model, ids)[row, position]
+    places = None if batch.places is None else torch.from_numpy(batch.places).to(model.device)
+    picked = hidden_states(model, ids, places)[row, position]
     return torch.nn.functional.cross_entropy(next_logits(model, picked), target)
 
 

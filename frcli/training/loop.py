@@ -20,7 +20,9 @@ from frcli.training.batches import Batch, make_batch, plan_epoch
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast to train; ``budget`` is in padded tokens a step, ``max_steps`` 0 means all."""
+    """How long and how fast to train; ``budget`` is in padded tokens a step, ``max_steps`` 0 means all, and ``pack``
+    puts short examples into one row.
+    """
 
     epochs: int = 1
     budget: int = 1536
@@ -29,6 +31,7 @@ class Schedule:
     seed: int = 0
     max_steps: int = 0
     save_every: int = 50
+    pack: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,11 @@ def plan(
     ``units`` are examples that must stay together (see :func:`plan_epoch`).
     """
     rng = random.Random(schedule.seed)
-    steps = [batch for _ in range(schedule.epochs) for batch in plan_epoch(examples, schedule.budget, rng, units=units)]
+    steps = [
+        batch
+        for _ in range(schedule.epochs)
+        for batch in plan_epoch(examples, schedule.budget, rng, units=units, pack=schedule.pack)
+    ]
     return steps[: schedule.max_steps] if schedule.max_steps else steps
 
 
@@ -108,7 +115,7 @@ def fit(
         torch.set_rng_state(state["rng"].cpu())
     tokens, began = 0, time.monotonic()
     for step in range(first, len(steps)):
-        batch = make_batch(examples, steps[step])
+        batch = make_batch(examples, steps[step], schedule.pack)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, len(steps), schedule)
         losses = loss_of(batch)

@@ -88,7 +88,8 @@ class RouterModel:
 
     def states(self, batch: Batch) -> Any:
         """The hidden states before the batch's answer tokens, float32 [n, hidden]."""
-        hidden = hidden_states(self.language, self.here(batch.ids))
+        places = None if batch.places is None else self.here(batch.places)
+        hidden = hidden_states(self.language, self.here(batch.ids), places)
         return hidden[self.here(batch.row), self.here(batch.position)].float()
 
     def here(self, array: NDArray[Any]) -> Any:

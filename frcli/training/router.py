@@ -179,7 +179,7 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
     recipe = router.recipe
     states, target = router.states(batch), router.here(batch.target)
     logits = router.logits(states)
-    of_pair = np.array([index >= first for index in batch.indices])[batch.row]
+    of_pair = np.array([index >= first for index in batch.indices])[batch.example]
     right = router.here(~of_pair)
     found: dict[str, Any] = {}
     loss: Any = 0.0
@@ -204,7 +204,7 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
         found["accepted"] = objectives.agreement(mine.detach(), kept, chosen, gamma)
     if before is not None and of_pair.any():
         logp = logits.log_softmax(-1).gather(1, target[:, None])[:, 0]
-        sums = torch.zeros(len(batch.indices), device=logp.device).index_add(0, router.here(batch.row), logp)
+        sums = torch.zeros(len(batch.indices), device=logp.device).index_add(0, router.here(batch.example), logp)
         rows = [row for row, index in enumerate(batch.indices) if index >= first]
         numbers = [(batch.indices[row] - first) // 2 for row in rows[::2]]
         cdpo = objectives.cdpo_loss(
@@ -241,7 +241,7 @@ def _before(
             kept = known.kept(batch.indices)
             routed = _numpy(kept.gold.gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0])
             for row, number in enumerate(numbers):
-                mine = batch.row == row
+                mine = batch.example == row
                 router_sums[number], expert_sums[number] = gold[mine].sum(), routed[mine].sum()
             done += len(numbers)
             report("the router as it is", done, len(rows))
@@ -272,7 +272,7 @@ def _fitted(
                 target = router.here(batch.target)
                 nll = objectives.fused_nll(router.logits(hidden), target, kept, router.gamma(hidden))
             for row, index in enumerate(batch.indices):
-                mine = batch.row == row
+                mine = batch.example == row
                 states[index], costs[index] = _numpy(hidden)[mine], _numpy(nll)[mine]
                 disagree[index] = _numpy(kept.disagree)[mine]
             done += len(indices)

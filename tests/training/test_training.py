@@ -6,6 +6,7 @@ import math
 import random
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import tiny
@@ -27,6 +28,39 @@ def test_a_batch_points_at_the_place_before_each_answer_token() -> None:
     assert batch.row.tolist() == [0, 1, 1]
     assert batch.position.tolist() == [0, 2, 3]
     assert batch.target.tolist() == [7, 4, 5]
+
+
+def test_short_examples_share_a_row() -> None:
+    examples = [Encoded([1], [2]), Encoded([3, 4, 5], [6, 7]), Encoded([8], [9, 10])]
+    batch = make_batch(examples, [0, 1, 2], pack=True)
+    assert batch.ids.tolist() == [[3, 4, 5, 6, 7], [8, 9, 10, 1, 2]]
+    assert batch.places is not None and batch.places.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 1]]
+    assert (batch.row.tolist(), batch.position.tolist()) == ([1, 0, 0, 1, 1], [3, 2, 3, 0, 1])
+    assert (batch.target.tolist(), batch.example.tolist()) == ([2, 6, 7, 9, 10], [0, 1, 1, 2, 2])
+
+
+def test_packed_batches_fill_the_budget() -> None:
+    batches = plan_epoch(EXAMPLES, 24, random.Random(3), pack=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(EXAMPLES)))
+    tokens = [sum(len(EXAMPLES[i].prompt) + len(EXAMPLES[i].answer) for i in batch) for batch in batches]
+    assert max(tokens) <= 24 and len(batches) == 4  # 85 tokens
+
+
+@pytest.mark.train
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "gemma3", "smollm3", "phi3"])
+def test_examples_in_one_row_do_not_see_each_other(family: str, tmp_path: Path) -> None:
+    import torch
+
+    from frcli.training.base import load_base
+    from frcli.training.expert import answer_loss
+
+    model = load_base(families.save(families.make(family), tmp_path), Hardware())
+    long = [Encoded(list(range(5, 45)), [9, 8, 7]), *EXAMPLES[:5], Encoded(list(range(100, 130)), [1])]
+    with torch.no_grad():
+        apart = float(answer_loss(model, make_batch(long, range(len(long)))))
+        together = float(answer_loss(model, make_batch(long, range(len(long)), pack=True)))
+    assert make_batch(long, range(len(long)), pack=True).ids.shape == (3, 43)
+    assert together == pytest.approx(apart, abs=1e-5)
 
 
 def test_an_epoch_has_every_example_once_within_the_budget() -> None:

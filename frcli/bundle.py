@@ -91,19 +91,22 @@ class ExpertTable(_Table):
 
 class RouterTable(_Table):
     """``[router]``: an ONNX ``file``, or what training left (``trained``), from which and the base the file is built on
-    set-up.
+    set-up; or from ``base``, ``[router.base]``, if the router is made of another model.
     """
 
     file: InsidePath | None = None
     trained: InsidePath | None = None
     source: str | None = None
     sha256: Sha256 | None = None
-    precision: str = Field(default="int4", pattern="^(fp32|int8|int4)$")
+    precision: str = Field(default="int4", pattern="^(fp32|fp16|int8|int4)$")
+    base: ModelTable | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> RouterTable:
         if bool(self.file) == bool(self.trained):
             raise ValueError("a router has either a file or a trained part")
+        if self.file and self.base:
+            raise ValueError("a router's file is made of nothing else: leave its base out")
         return self
 
 
@@ -191,6 +194,13 @@ class Bundle:
             return None
         return self._artifact("router", table.file or table.trained or "", table.source, table.sha256)
 
+    def router_base(self) -> Artifact:
+        """The model that the router is made of: the bundle's base, or one of its own."""
+        router = self.manifest.router
+        if router is None or router.base is None:
+            return self.base()
+        return self._artifact("router's base", router.base.file, router.base.source, router.base.sha256)
+
     def router_model(self) -> Path | None:
         """Where the router's ONNX file is, or will be when it is built: in the cache, named by all that it is made
         from.
@@ -200,7 +210,7 @@ class Bundle:
             return None
         if table.file:
             return artifact.path
-        made_from = [part.sha256 or file_sha256(part.path) for part in (self.base(), artifact)]
+        made_from = [part.sha256 or file_sha256(part.path) for part in (self.router_base(), artifact)]
         recipe = json.dumps([ROUTER_FORMAT, _ROUTER_BUILD, made_from, table.precision, self.experts])
         return cache_folder() / "routers" / f"{self.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.onnx"
 
@@ -216,7 +226,7 @@ class Bundle:
         return Artifact("built router", path, None, noted or None)
 
     def artifacts(self) -> Iterator[Artifact]:
-        """All files that the manifest names: base, large model, experts, router."""
+        """All files that the manifest names: base, large model, experts, router and what it is made of."""
         yield self.base()
         if (large := self.large()) is not None:
             yield large
@@ -225,6 +235,8 @@ class Bundle:
                 yield artifact
         if (artifact := self.router()) is not None:
             yield artifact
+        if (table := self.manifest.router) is not None and table.base is not None:
+            yield self.router_base()
 
     def _artifact(self, role: str, file: str, source: str | None, sha256: str | None) -> Artifact:
         path = self.folder / file

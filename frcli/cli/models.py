@@ -128,15 +128,16 @@ def _build_router(bundle: Bundle, *, force: bool) -> None:
         except BundleError as error:
             ui.say(f"{error.what}; building it again")
             force = True
-    ui.say(f"router: building it from the base and {artifact.path.name} ({table.precision})")
+    ui.say(f"router: building it from {bundle.router_base().path.name} and {artifact.path.name} ({table.precision})")
     began = time.monotonic()
     with ui.working("building the router"):
         parity = build_router(
-            bundle.base().path,
+            bundle.router_base().path,
             artifact.path,
             out,
             experts=bundle.experts,
             precision=table.precision,
+            vocabulary=bundle.base().path,
             force=force,
         )
     sha256_note(out).write_text(file_sha256(out))

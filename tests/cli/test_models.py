@@ -88,6 +88,24 @@ def test_pull_fetches_builds_and_is_then_done(frcli: Run, fetched: tuple[Path, d
     assert built.stat().st_mtime_ns > before
 
 
+def test_a_router_may_be_made_of_a_model_of_its_own(frcli: Run, fetched: tuple[Path, dict[str, str]]) -> None:
+    folder, env = fetched
+    narrow = tiny.TinyShape(hidden=32, heads=2, layers=1, kv_heads=1)
+    tiny.write_gguf(folder.parent / "narrow.gguf", narrow)
+    (folder / "router.safetensors").unlink()
+    tiny.write_trained(folder / "router.safetensors", narrow, ("general", "math"))
+    manifest = folder / "bundle.toml"
+    own = f'[router.base]\nfile = "narrow.gguf"\nsource = "{folder.parent / "narrow.gguf"}"\n'
+    manifest.write_text(manifest.read_text().replace("[defaults]", f"{own}[defaults]"))
+    pulled = frcli("models", "pull", "pair", env=env)
+    assert pulled.code == 0 and "building it from narrow.gguf" in pulled.err
+    assert pulled.err.count("narrow.gguf") >= 3  # fetched, kept, built from
+    answer = frcli("generate", "-", "-b", "pair", "-n", "4", "-q", stdin='{"prompt": "the"}\n', env=env)
+    assert answer.code == 0, answer.err
+    manifest.write_text(manifest.read_text().replace('trained = "router.safetensors"', 'file = "router.onnx"'))
+    assert "leave its base out" in frcli("models", "show", "pair", env=env).err
+
+
 def test_pull_replaces_a_damaged_file(frcli: Run, fetched: tuple[Path, dict[str, str]]) -> None:
     folder, env = fetched
     assert frcli("models", "pull", "pair", env=env).code == 0

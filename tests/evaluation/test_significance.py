@@ -41,3 +41,11 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
 def test_the_seed_decides() -> None:
     values = [[0.0, 1.0, 1.0, -1.0, 0.0, 1.0]]
     assert paired(values, 3) == paired(values, 3)
+
+
+def test_sizes_make_a_ratio_of_sums() -> None:
+    mean, low, high = paired([[2.0, 6.0], [1.0]], 0, [[1, 3], [4]])
+    assert mean == pytest.approx((8 / 4 + 1 / 4) / 2)
+    assert (low, high) == pytest.approx((mean, mean))  # every draw has 2 a token in the first task
+    mean, low, high = paired([[2.0, 9.0]], 0, [[1, 3]])
+    assert (mean, low, high) == pytest.approx((11 / 4, 2, 3))

@@ -214,7 +214,7 @@ def encode_examples(
     """Each example as the token ids that a chat would see, answers cut so that both are at most ``limit`` tokens.
 
     The answer runs up to and including the end token that the template writes after it. Examples whose prompt alone
-    reaches the limit are left out; ``DataError`` is raised when that leaves none.
+    reaches the limit, and those without a token to answer, are left out; ``DataError`` is raised when that leaves none.
     """
     made = [_encoded(example, tokenizer, template, limit) for example in examples]
     encoded = [each for each in made if each is not None]
@@ -231,7 +231,7 @@ def _encoded(example: Example, tokenizer: Tokenizer, template: ChatTemplate, lim
         raise DataError("the chat template does not go on from its own generation prompt", "use another template")
     prompt = tokenizer.encode(head, special=True)
     answer = tokenizer.encode(whole[len(head) :].rstrip("\n"), special=True)
-    return Encoded(prompt, answer[: limit - len(prompt)]) if len(prompt) < limit else None
+    return Encoded(prompt, answer[: limit - len(prompt)]) if answer and len(prompt) < limit else None
 
 
 def encode_pairs(

@@ -30,6 +30,7 @@ from frcli.fusion.likelihood import log_normalizer
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Feed, Logits, LogitSource
+from frcli.tokens import vocabulary_hash
 from frcli.training.loop import fingerprint
 
 _STRATA = ((0, 128, 128), (128, 1024, 96), (1024, None, 32))  # first rank, last rank, how many are kept
@@ -108,7 +109,7 @@ def known_rows(
     total)`` counts examples.
     """
     found = {}
-    width = _width(base)
+    width, _ = _vocabulary(base)
     for name, file in experts.items():
         whole = base if file is None or is_adapter(file) else file
         adapter = None if whole == file else file
@@ -124,13 +125,22 @@ def known_rows(
 
 
 def teacher_rows(
-    router: Path, examples: Sequence[Encoded], folder: Path, threads: int, report: Callable[[str, int, int], None]
+    router: Path,
+    base: Path,
+    examples: Sequence[Encoded],
+    folder: Path,
+    threads: int,
+    report: Callable[[str, int, int], None],
 ) -> KnownRows:
-    """The rows of an ONNX router, to be distilled from, kept and read again in the same way."""
+    """The rows of an ONNX router, to be distilled from, kept and read again in the same way; raises ``ModelError`` for
+    one of another tokenizer than the GGUF ``base``.
+    """
     place = folder / f"teacher-{fingerprint([router], examples, _STRATA)[:16]}"
     if not place.is_dir():
         source = OnnxRouter(router, context=_longest(examples), threads=threads)
         try:
+            if source.vocabulary != _vocabulary(base)[1]:
+                raise ModelError(f"{router} was made for another tokenizer than {base}", "use a router of its family")
             _write(source, source.width, examples, place, partial(_count, report, "the teacher", len(examples)))
         finally:
             source.close()
@@ -145,11 +155,11 @@ def _longest(examples: Sequence[Encoded]) -> int:
     return max(len(example.prompt) + len(example.answer) for example in examples)
 
 
-def _width(base: Path) -> int:
-    """How many tokens the vocabulary of a GGUF has."""
+def _vocabulary(base: Path) -> tuple[int, str]:
+    """How many tokens the vocabulary of a GGUF has, and its hash."""
     model = LlamaModel(base, vocab_only=True)
     try:
-        return model.size
+        return model.size, vocabulary_hash(model.texts())
     finally:
         model.close()
 

@@ -125,7 +125,7 @@ def train_router(
     everything = [*examples, *(answer for pair in pairs for answer in pair)]
     threads = hardware.threads
     rows = known_rows(base, experts, everything, out / "rows", threads, report_scores)
-    taught = teacher_rows(teacher, everything, out / "rows", threads, report_scores) if teacher is not None else None
+    taught = teacher_rows(teacher, base, everything, out / "rows", threads, report_scores) if teacher else None
     known = Known(rows, everything, taught, hardware.device)
 
     def choose(language: Any) -> list[int]:

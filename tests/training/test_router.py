@@ -13,7 +13,10 @@ import pytest
 import tiny
 
 from converters.adapter import convert_adapter
+from frcli.errors import ModelError
 from frcli.examples import Encoded
+from frcli.sources.llama import LlamaModel
+from frcli.tokens import vocabulary_hash
 from frcli.training.base import Hardware
 from frcli.training.batches import make_batch
 from frcli.training.loop import Progress, Schedule
@@ -55,7 +58,8 @@ def train(
     from frcli.training.model import Recipe
     from frcli.training.router import train_router
 
-    pairs, start, model = more.pop("pairs", ()), more.pop("start", None), more.pop("model", None)
+    pairs = more.pop("pairs", ())
+    start, model, teacher = (more.pop(name, None) for name in ("start", "model", "teacher"))
     steps: list[dict[str, float]] = []
 
     def report(progress: Progress) -> None:
@@ -77,6 +81,7 @@ def train(
         pairs=pairs,
         start=start,
         model=model,
+        teacher=teacher,
     )
     return file, steps
 
@@ -160,8 +165,6 @@ def test_the_first_step_of_cdpo_has_no_margin_but_the_experts(
 
 
 def test_a_start_that_does_not_fit_is_refused(experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path) -> None:
-    from frcli.errors import ModelError
-
     other = tiny.write_trained(tmp_path / "router.safetensors", experts=("taught", "general"))
     with pytest.raises(ModelError, match="routes to taught, general, not to general, taught"):
         train(experts, tmp_path / "out", start=other)
@@ -189,7 +192,13 @@ def test_a_shallow_router_is_healed_by_its_teacher(
 
     first, _ = train(experts, tmp_path / "whole")
     teacher = tmp_path / "teacher.onnx"
-    convert_router(experts[0], teacher, first, ("general", "taught"), "fp32", 64, "v", check=False)
+    names = ("general", "taught")
+    convert_router(experts[0], teacher, first, names, "fp32", 64, "ab", check=False)
+    with pytest.raises(ModelError, match="another tokenizer"):
+        train(experts, tmp_path / "out", teacher=teacher)
+    model = LlamaModel(experts[0], vocab_only=True)
+    convert_router(experts[0], teacher, first, names, "fp32", 64, vocabulary_hash(model.texts()), True, False)
+    model.close()
     steps: list[dict[str, float]] = []
     file = train_router(
         experts[0],

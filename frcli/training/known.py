@@ -101,11 +101,13 @@ def known_rows(
     folder: Path,
     threads: int,
     report: Callable[[str, int, int], None],
+    gpu_layers: int = 0,
 ) -> dict[str, KnownRows]:
     """Every expert's rows: those of the GGUF ``base`` with its GGUF adapter, of a GGUF model of its own, or (None) of
     the base itself.
 
-    They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. ``report(name, done,
+    They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. ``gpu_layers`` is
+    passed to llama.cpp (untested). ``report(name, done,
     total)`` counts examples.
     """
     found = {}
@@ -116,7 +118,7 @@ def known_rows(
         files = [whole] if adapter is None else [whole, adapter]
         place = folder / f"{name}-{fingerprint(files, examples, _STRATA)[:16]}"
         if not place.is_dir():
-            with _expert(whole, adapter, examples, threads) as source:
+            with _expert(whole, adapter, examples, threads, gpu_layers) as source:
                 if source.width < width:
                     raise ModelError(f"{whole} has {source.width} tokens, and {base} {width}", "they must share them")
                 _write(source, width, examples, place, partial(_count, report, name, len(examples)))
@@ -165,9 +167,11 @@ def _vocabulary(base: Path) -> tuple[int, str]:
 
 
 @contextmanager
-def _expert(base: Path, adapter: Path | None, examples: Sequence[Encoded], threads: int) -> Iterator[LogitSource]:
+def _expert(
+    base: Path, adapter: Path | None, examples: Sequence[Encoded], threads: int, gpu_layers: int
+) -> Iterator[LogitSource]:
     """An expert in llama.cpp."""
-    model = LlamaModel(base)
+    model = LlamaModel(base, gpu_layers=gpu_layers)
     try:
         loaded = model.load_adapter(adapter) if adapter is not None else None
         source = LlamaSource(model, context=_longest(examples), adapter=loaded, threads=threads, max_rows=_BLOCK)

@@ -124,7 +124,8 @@ def train_router(
     base_sha256 = file_fingerprint(source)
     everything = [*examples, *(answer for pair in pairs for answer in pair)]
     threads = hardware.threads
-    rows = known_rows(base, experts, everything, out / "rows", threads, report_scores)
+    gpu_layers = 0 if hardware.device == "cpu" else -1
+    rows = known_rows(base, experts, everything, out / "rows", threads, report_scores, gpu_layers)
     taught = teacher_rows(teacher, base, everything, out / "rows", threads, report_scores) if teacher else None
     known = Known(rows, everything, taught, hardware.device)
 

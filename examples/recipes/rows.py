@@ -3,7 +3,7 @@
     python rows.py perfectblend 20000 OUT.jsonl
     python rows.py preferences 10000 OUT.jsonl
 
-Needs the ``datasets`` package and the network. Not run here, for want of a hub; fields are as the sets' pages have them.
+Needs the ``datasets`` package and the network. Not run here, for want of a hub; fields as on the pages of the sets.
 """
 
 from __future__ import annotations

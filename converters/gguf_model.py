@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import GELU, LAYERS, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from converters.decoder import ALL_ROWS, GELU, LAYERS, SILU, Array, Checkpoint, DecoderConfig, check_shapes
 from frcli.errors import ModelError
 
 Fields = Mapping[str, Any]
@@ -79,7 +79,7 @@ def open_gguf(path: Path) -> Checkpoint:
     check_shapes(path, config, found | {name: shape for name, shape in shapes.items() if name not in known})
     heads = interleaved_heads(config)
 
-    def read(name: str) -> Array:
+    def read(name: str, part: slice = ALL_ROWS) -> Array:
         stored, rows = places[name]
         tensor = tensors[stored]
         try:
@@ -87,7 +87,7 @@ def open_gguf(path: Path) -> Checkpoint:
         except (*CORRUPT, NotImplementedError) as error:
             raise ModelError(f"cannot read {stored} of {path} ({tensor.tensor_type.name}): {error}") from error
         rotated = heads.get(name.split(".", 3)[-1].rpartition(".")[0])
-        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)
+        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)[part]
 
     return Checkpoint(path, config, read)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import HEAD, Array, Checkpoint
+from converters.decoder import ALL_ROWS, HEAD, Array, Checkpoint
 from converters.hugging import open_safetensors, read_json, read_tensor
 from frcli.errors import ModelError
 
@@ -107,10 +107,10 @@ def merge(base: Checkpoint, updates: Mapping[str, Lora]) -> Checkpoint:
     config = replace(base.config, tied=False) if HEAD.removesuffix(".weight") in updates else base.config
     check_fit(base, updates)
 
-    def read(name: str) -> Array:
+    def read(name: str, rows: slice = ALL_ROWS) -> Array:
         weight = base.tensor(name)
         update = updates.get(name.removesuffix(".weight"))
-        return weight if update is None else weight + update.delta()
+        return (weight if update is None else weight + update.delta())[rows]
 
     return replace(base, config=config, read=read)
 

@@ -31,7 +31,7 @@ class DecoderConfig:
 
     ``rope_factors`` divide the rotary frequencies theta^(-2i/head_dim), one factor for each of the head_dim / 2
     frequencies; all are 1 without rope scaling. ``rope_scale`` multiplies cosines and sines (longrope). ``context`` is
-    the number of positions that the model was trained for. ``long_factors`` take the place of ``rope_factors`` in a text
+    the number of positions that the model was trained for. ``long_factors`` take the place of ``rope_factors`` in texts
     of more than ``context`` positions, up to ``long_context`` (longrope; nothing here reads such texts).
 
     ``windows`` has for each layer how many tokens its attention sees, the own one included, 0 for all (empty: all
@@ -153,11 +153,14 @@ class Checkpoint:
 
         Raises ``ModelError`` if the file holds values that are not finite, or can no longer be read.
         """
-        return self._finite(name, self.read(EMBEDDING if name == HEAD and self.config.tied else name))
+        return self._finite(name, self.read(self._stored(name)))
 
     def part(self, name: str, start: int, stop: int) -> Array:
         """Return rows ``start`` to ``stop`` of a tensor as :meth:`tensor` does, without holding the others."""
-        return self._finite(name, self.read(EMBEDDING if name == HEAD and self.config.tied else name, slice(start, stop)))
+        return self._finite(name, self.read(self._stored(name), slice(start, stop)))
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.config.tied else name
 
     def _finite(self, name: str, array: Array) -> Array:
         if not np.isfinite(array).all():

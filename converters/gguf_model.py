@@ -217,6 +217,15 @@ _FAMILIES: dict[str, Callable[[Fields, int, int], dict[str, Any]]] = {
 }
 
 
+def implied(family: str, own: Fields, layers: int) -> dict[str, Any]:
+    """Return the fields of :class:`DecoderConfig` that llama.cpp makes of a family's name and the numbers in a file.
+
+    ``own`` has the numbers by their keys without the family (``attention.key_length``).
+    """
+    width = int(own["embedding_length"]) // int(own["attention.head_count"])
+    return _FAMILIES[family](own, layers, width)
+
+
 def _rope_factors(
     path: Path, own: Fields, tensors: Mapping[str, Any], head_dim: int
 ) -> tuple[tuple[float, ...], float, int]:

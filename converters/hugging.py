@@ -67,7 +67,7 @@ def stored_types(path: Path) -> set[str]:
 
 def shards(path: Path) -> dict[str, Path]:
     """Return the safetensors file that holds each tensor of a folder."""
-    files = {}
+    files: dict[str, Path] = {}
     for file in sorted(set(dict(_files(path)).values())):
         files |= dict.fromkeys(open_safetensors(file).keys(), file)
     return files
@@ -109,7 +109,10 @@ def open_safetensors(file: Path) -> Any:
 
 
 def read_tensor(handle: Any, file: Path, name: str, rows: slice = ALL_ROWS) -> Array:
-    """Return rows of a tensor of :func:`open_safetensors` as float32; raises ``ModelError`` if it is not floating point."""
+    """Return rows of a tensor of :func:`open_safetensors` as float32.
+
+    Raises ``ModelError`` if it cannot be read or is not floating point.
+    """
     from safetensors import SafetensorError
 
     try:
@@ -192,7 +195,7 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
     context = int(values.get("max_position_embeddings", 2048))
     factors, scale, longest = _rope_factors(path, rope, theta, head_dim, values, context)
-    long_factors = tuple(float(each) for each in rope.get("long_factor") or ()) if longest < context else ()
+    long_factors = tuple(float(each) for each in rope.get("long_factor") or ())
     family: dict[str, Any] = {
         "qkv_bias": False,
         "tied": bool(values.get("tie_word_embeddings", kind in ("gemma2", "gemma3_text", "smollm3"))),

@@ -84,6 +84,16 @@ class DecoderConfig:
         name = "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm"
         return f"{LAYERS}{layer}.{name}.weight"
 
+    def joint(self) -> dict[str, dict[str, int]]:
+        """Return the matrices that Phi-3 has as one, by module of a layer: the rows of each part, from the top."""
+        if self.family != "phi3":
+            return {}
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "self_attn.qkv_proj": {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
+            "mlp.gate_up_proj": {"mlp.gate_proj": self.intermediate, "mlp.up_proj": self.intermediate},
+        }
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the checkpoint by name; a tied one has no head."""
         query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -138,6 +148,14 @@ class Reader(Protocol):
     """Returns a tensor, or those of its rows that are asked for, as float32 in the Hugging Face layout."""
 
     def __call__(self, name: str, rows: slice = ALL_ROWS, /) -> Array: ...
+
+
+def layer_and_part(module: str) -> tuple[str, str]:
+    """Split ``model.layers.3.self_attn.q_proj`` into ``model.layers.3.`` and the rest, which is all without a layer."""
+    if not module.startswith(LAYERS):
+        return "", module
+    number, _, part = module.removeprefix(LAYERS).partition(".")
+    return f"{LAYERS}{number}.", part
 
 
 @dataclass(frozen=True, slots=True)

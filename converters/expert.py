@@ -98,7 +98,9 @@ class _Check:
 
     @classmethod
     def against_source(cls, source: Checkpoint, whole: Path) -> _Check:
-        tokens = check_tokens(whole, source.config.vocab, min(_CHECKED, context_length(source.config)))
+        tokens = check_tokens(
+            whole, source.config.vocab, min(_CHECKED, source.config.context, context_length(source.config))
+        )
         return cls(tokens, reference_logits(source, tokens))
 
     @classmethod

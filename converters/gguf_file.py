@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import LAYERS, Checkpoint, DecoderConfig
+from converters.decoder import Checkpoint, DecoderConfig, layer_and_part
 from converters.gguf_model import gguf_name, implied, interleave, interleaved_heads
 from converters.vocabulary import Vocabulary
 from frcli.errors import ModelError
@@ -117,41 +117,24 @@ def places(config: DecoderConfig, files: Mapping[str, Path]) -> dict[str, Place]
     One shard after the other: reading all that is needed of one closes it for good.
     """
     shapes, heads = config.shapes(), interleaved_heads(config)
+    joint = {next(iter(parts)): (whole, tuple(parts)) for whole, parts in config.joint().items()}
+    joined = {part for _, parts in joint.values() for part in parts}
     found: dict[str, Place] = {}
     for name, shape in shapes.items():
         module, _, kind = name.rpartition(".")
-        layer, part = _layer_and_part(module)
-        joint = _JOINT.get(part) if config.family == "phi3" else None
-        if joint is None:
-            parts: tuple[str, ...] = (name,)
-        elif part != joint[0]:
-            continue
-        else:
-            parts = tuple(f"{layer}{each}.{kind}" for each in joint)
+        layer, part = layer_and_part(module)
+        parts: tuple[str, ...] = (name,)
+        if part in joint:
+            module, parts = layer + joint[part][0], tuple(f"{layer}{each}.{kind}" for each in joint[part][1])
             shape = (sum(shapes[each][0] for each in parts), *shape[1:])
-            module = layer + _JOINT_NAMES[part]
+        elif part in joined:
+            continue
         stored = gguf_name(module, config.family)
         if stored is None:
             raise ModelError(f"llama.cpp has no place for {name} in its family {architecture(config)}")
         found[f"{stored}.{kind}"] = Place(parts, shape, heads.get(part, 0))
     order = {file: number for number, file in enumerate(sorted(set(files.values())))}
     return dict(sorted(found.items(), key=lambda item: order.get(files.get(item[1].parts[0], Path()), 0)))
-
-
-# llama.cpp has these matrices of Phi-3 as one, under the names that Phi-3 itself has for them.
-_JOINT = {
-    part: parts
-    for parts in (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-    for part in parts
-}
-_JOINT_NAMES = {"self_attn.q_proj": "self_attn.qkv_proj", "mlp.gate_proj": "mlp.up_proj"}
-
-
-def _layer_and_part(module: str) -> tuple[str, str]:
-    if not module.startswith(LAYERS):
-        return "", module
-    number, _, part = module.removeprefix(LAYERS).partition(".")
-    return f"{LAYERS}{number}.", part
 
 
 def write_model(

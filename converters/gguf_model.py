@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import ALL_ROWS, GELU, LAYERS, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from converters.decoder import (
+    ALL_ROWS,
+    GELU,
+    LAYERS,
+    SILU,
+    Array,
+    Checkpoint,
+    DecoderConfig,
+    check_shapes,
+    layer_and_part,
+)
 from frcli.errors import ModelError
 
 Fields = Mapping[str, Any]
@@ -38,7 +48,7 @@ def _names(family: str, layers: int) -> Any:
 
 
 def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Return q or k rows [heads * head_dim, ...] in llama.cpp's order for Llama and Mistral.
+    """Return q or k rows [heads * head_dim, ...] in llama.cpp's order for Llama, Mistral and SmolLM3.
 
     Hugging Face pairs row i of a head with row i + head_dim/2 for the rotation; llama.cpp pairs rows 2i and 2i + 1.
     Only the output rows move, so the same reordering applies to a weight and to the B of a low-rank update of it.
@@ -53,7 +63,7 @@ def deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def interleaved_heads(config: DecoderConfig) -> dict[str, int]:
     """The modules of a layer whose rows llama.cpp has in an order of its own, and their numbers of heads."""
-    if config.family not in ("llama", "mistral"):
+    if config.family not in ("llama", "mistral", "smollm3"):
         return {}
     return {"self_attn.q_proj": config.heads, "self_attn.k_proj": config.kv_heads}
 
@@ -94,22 +104,18 @@ def open_gguf(path: Path) -> Checkpoint:
 
 def _places(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, slice]]:
     """Where the rows of each tensor are: the name in the file, and which of its rows."""
-    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
     joint = {}
-    if config.family == "phi3":
-        joint = {
-            "self_attn.q_proj": ("self_attn.qkv_proj", 0),
-            "self_attn.k_proj": ("self_attn.qkv_proj", query),
-            "self_attn.v_proj": ("self_attn.qkv_proj", query + key),
-            "mlp.gate_proj": ("mlp.up_proj", 0),  # llama.cpp's ffn_up has both, gates first
-            "mlp.up_proj": ("mlp.up_proj", config.intermediate),
-        }
+    for whole, parts in config.joint().items():
+        start = 0
+        for part, rows in parts.items():
+            joint[part] = whole, start
+            start += rows
     places = {}
     for name, shape in config.shapes().items():
         module, _, kind = name.rpartition(".")
-        part = module.split(".", 3)[-1]
+        layer, part = layer_and_part(module)
         whole, start = joint.get(part, (part, 0))
-        stored = gguf_name(module[: len(module) - len(part)] + whole, config.family)
+        stored = gguf_name(layer + whole, config.family)
         if stored is None or f"{stored}.{kind}" not in shapes:
             continue
         rows = shape[0] if part in joint else shapes[f"{stored}.{kind}"][0]

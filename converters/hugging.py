@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from converters.decoder import ALL_ROWS, GELU, HEAD, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from converters.decoder import (
+    ALL_ROWS,
+    GELU,
+    HEAD,
+    SILU,
+    Array,
+    Checkpoint,
+    DecoderConfig,
+    check_shapes,
+    layer_and_part,
+)
 from frcli.errors import ModelError
 
 Values = Mapping[str, Any]
@@ -36,7 +46,7 @@ def open_folder(path: Path) -> Checkpoint:
     if config.tied:
         found.pop(HEAD, None)
     places = {name: (name, range(shape[0] if shape else 0)) for name, shape in found.items()}
-    if config.family == "phi3":
+    if config.joint():
         found, places = _in_parts(config, found)
     check_shapes(path, config, found)
     shifted = 1.0 if config.family in ("gemma2", "gemma3") else 0.0
@@ -77,22 +87,18 @@ def _in_parts(
     config: DecoderConfig, found: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, range]]]:
     """Phi-3's joint matrices as those of the others: shapes by name, and where the rows of each are."""
-    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    joint = {
-        "self_attn.qkv_proj.weight": {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
-        "mlp.gate_up_proj.weight": {"mlp.gate_proj": config.intermediate, "mlp.up_proj": config.intermediate},
-    }
     shapes, places = {}, {}
     for name, shape in found.items():
-        head, _, tail = name.partition("self_attn." if ".self_attn." in name else "mlp.")
-        parts = joint.get(name[len(head) :] if tail else name)
+        module, _, kind = name.rpartition(".")
+        layer, part = layer_and_part(module)
+        parts = config.joint().get(part, {})
         if not parts or sum(parts.values()) != shape[0]:
             shapes[name], places[name] = shape, (name, range(shape[0] if shape else 0))
             continue
         start = 0
-        for part, rows in parts.items():
-            shapes[f"{head}{part}.weight"] = (rows, *shape[1:])
-            places[f"{head}{part}.weight"] = name, range(start, start + rows)
+        for each, rows in parts.items():
+            shapes[f"{layer}{each}.{kind}"] = (rows, *shape[1:])
+            places[f"{layer}{each}.{kind}"] = name, range(start, start + rows)
             start += rows
     return shapes, places
 

@@ -31,8 +31,8 @@ class Vocabulary:
     embedding.
 
     ``model`` is "gpt2" or "llama". ``special`` are ids by role (bos, eos, eot, unk, pad). ``spaced`` says that text
-    gets a space before it, ``strips`` that some special token swallows the spaces after it, and ``size`` how many ids are
-    the tokenizer's own.
+    gets a space before it, ``strips`` that some special token swallows the spaces after it, and ``size`` how many ids
+    are the tokenizer's own.
     """
 
     model: str

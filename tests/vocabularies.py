@@ -104,7 +104,8 @@ def _byte_fallback(kind: str) -> Any:
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), spaces])
     from tokenizers import AddedToken
 
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in ("<unk>", "<s>", "</s>")])
+    ending = AddedToken("</s>", rstrip=kind == "phi-3", normalized=False)
+    tokenizer.add_special_tokens([*(AddedToken(text, normalized=False) for text in ("<unk>", "<s>")), ending])
     _add_marks(tokenizer, rstrip=kind == "phi-3")
     if kind == "phi-3":
         tokenizer.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])

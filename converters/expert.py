@@ -171,6 +171,8 @@ def _tokens_agree(
     except MissingExtra as error:
         yield f"its tokens were not compared with those of tokenizer.json: {error}"
         return
+    except ModelError as error:
+        raise ModelError(error.what.replace(str(path), str(src)), error.hint or "choose another --pre") from error
     finally:
         path.unlink()
     if plain is not None and pre is None:

@@ -50,7 +50,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any], file: object) -> str:
     steps = tuple(_steps(tokenizer.get("pre_tokenizer") or {}))
     if steps not in _KNOWN:
         raise ModelError(
-            f"{file} cuts text in a way that is not known: {' then '.join(map(_shown, steps)) or 'not at all'}",
+            f"{file} cuts text in a way that is not known: {' then '.join(map(_shown, steps))}",
             f"known are {', '.join(NAMES)}; name llama.cpp's pre-tokenizer with --pre if it has this one",
         )
     return _KNOWN[steps]
@@ -68,7 +68,7 @@ def _steps(node: Mapping[str, Any]) -> Iterator[Step]:
     elif kind == "Split" and _keeps_matches(node):
         yield "split", node.get("pattern", {}).get("Regex")
     else:
-        yield (kind, {key: value for key, value in node.items() if key != "type"})
+        yield (kind or "nothing", str({key: value for key, value in node.items() if key != "type"}))
 
 
 def _keeps_matches(node: Mapping[str, Any]) -> bool:
@@ -78,4 +78,4 @@ def _keeps_matches(node: Mapping[str, Any]) -> bool:
 
 
 def _shown(step: Step) -> str:
-    return str(step[0]) if len(step) == 1 else f"{step[0]} {step[1]!r}"
+    return " ".join(map(str, step))

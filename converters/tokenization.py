@@ -47,8 +47,8 @@ def disagreement(gguf: Path, folder: Path, samples: Sequence[str]) -> str | None
 
     Raises ``MissingExtra`` without the package tokenizers or llama-cpp-python, ``ModelError`` for damaged files.
     """
-    expected = reference_ids(folder, samples)
     found = tokenize_all(gguf, samples, add_special=False, parse_special=True)
+    expected = reference_ids(folder, samples)
     return next((text for text, a, b in zip(samples, expected, found, strict=True) if a != b), None)
 
 

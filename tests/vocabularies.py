@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tiny
 
 ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORD, SIGNS, SPACES = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,6 +49,33 @@ def write_tokenizer(folder: Path, kind: str, **settings: Any) -> Any:
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "chat_template": TEMPLATE}
     (folder / "tokenizer_config.json").write_text(json.dumps(names | settings))
     return tokenizer
+
+
+def write_plain_tokenizer(folder: Path, vocabulary: tiny.TinyVocabulary | None = None, **settings: Any) -> Path:
+    """Write tokenizer.json for the vocabulary of tiny models, cut as SmolLM2 cuts, without the package tokenizers."""
+    vocabulary = vocabulary or tiny.TinyVocabulary()
+    folder.mkdir(parents=True, exist_ok=True)
+    own = range(len(tiny.SPECIAL), len(vocabulary.tokens()) - vocabulary.padding)
+    digits = {"type": "Digits", "individual_digits": True}
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": text, "special": True} | flags for i, text in enumerate(tiny.SPECIAL)],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, cut]},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "vocab": {vocabulary.tokens()[i]: i for i in own},
+            "merges": [f"{a} {b}" for a, b in vocabulary.merges()],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    names = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "chat_template": tiny.CHAT_TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | settings))
+    return folder
 
 
 def _byte_level(kind: str) -> Any:
@@ -132,7 +161,8 @@ def _add_marks(tokenizer: Any, rstrip: bool = False) -> None:
     tokenizer.add_tokens([AddedToken(plain, rstrip=rstrip, normalized=False, special=False)])
 
 
-def awkward_strings(marks: bool = True, count: int = 500) -> list[str]:
+@lru_cache
+def awkward_strings(marks: bool = True, count: int = 500) -> tuple[str, ...]:
     """Texts with every plane of Unicode that has characters, spaces, digits, code, and tokens written out in text.
 
     All are in normal form C. The same every time.
@@ -168,4 +198,4 @@ def awkward_strings(marks: bool = True, count: int = 500) -> list[str]:
     while len(texts) < count:
         text = "".join(pieces[random.integers(len(pieces))]() for _ in range(random.integers(1, 9)))
         texts.append(unicodedata.normalize("NFC", text))
-    return texts
+    return tuple(texts)

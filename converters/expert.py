@@ -12,7 +12,7 @@ from converters.foreign import run_script
 from converters.gguf_file import FILE_TYPES, context_length, hyperparameters, write_model, write_vocabulary
 from converters.hugging import open_folder, read_config, shards, stored_types
 from converters.llamacpp import logits as llama_logits
-from converters.llamacpp import tokenize
+from converters.llamacpp import tokenize_all
 from converters.output import refuse_existing, staging
 from converters.parity import TEXT, Array, Parity, check_tokens, compare
 from converters.reference import logits as reference_logits
@@ -25,6 +25,7 @@ from frcli.errors import MissingExtra, ModelError, UsageError
 _LIMITS = {"f32": 1e-3, "f16": 0.1, "bf16": 0.1}
 _WHOLE = {frozenset({"F16"}): "f16", frozenset({"BF16"}): "bf16"}
 _CHECKED = 320
+_MARKS = (CONTROL, USER_DEFINED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class _Check:
 
     @classmethod
     def against_llama_cpp(cls, whole: Path) -> _Check:
-        tokens = tokenize(whole, TEXT)[:_CHECKED]
+        tokens = tokenize_all(whole, [TEXT], add_special=True, parse_special=False)[0][:_CHECKED]
         return cls(tokens, llama_logits(whole, None, tokens))
 
     def parity(self, result: Path) -> Parity:
@@ -183,9 +184,6 @@ def _tokens_agree(
     for text in others:
         if text is not None:
             yield f"llama.cpp cuts {text[:60]!r} into other tokens than the model's own tokenizer"
-
-
-_MARKS = (CONTROL, USER_DEFINED)
 
 
 def _about(src: Path) -> dict[str, str]:

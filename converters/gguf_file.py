@@ -64,7 +64,7 @@ def hyperparameters(path: Path, config: DecoderConfig) -> dict[str, int | float 
     }
     window = max(config.windows, default=0)
     if config.family in _WINDOWED:
-        own["attention.sliding_window"] = window or config.context
+        own["attention.sliding_window"] = window
     if config.local_theta:
         own["rope.freq_base_swa"] = config.local_theta
     if config.attention_cap:
@@ -103,7 +103,7 @@ def _require_implied(path: Path, config: DecoderConfig, own: Mapping[str, Any]) 
     for name, value in implied(architecture(config), own, config.layers).items():
         actual: Any = config.query_scale if name == "attention_scale" else getattr(config, name)
         if name == "windows":
-            value, actual = (tuple(bool(window) for window in each) for each in (value, actual or value))
+            value, actual = (tuple(bool(window) for window in each) for each in (value, actual))
         if actual != value and not (isinstance(value, float) and abs(actual - value) <= 1e-6 * abs(value)):
             raise ModelError(
                 f"{path} has {name} {actual}, and llama.cpp takes a {config.family} of its shape to have {value}",

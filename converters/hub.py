@@ -8,6 +8,8 @@ from pathlib import Path
 from frcli.errors import FetchError, MissingExtra, ModelError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Not what some repositories hold besides: the same weights in another form, and files of other programs in folders.
+_UNWANTED = ["*/*", "consolidated*"]
 _WANTED = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md"]
 
 
@@ -28,7 +30,7 @@ def source_folder(src: str) -> Path:
     except ImportError as error:
         raise MissingExtra("the package huggingface_hub is not installed", "pip install huggingface_hub") from error
     try:
-        return Path(snapshot_download(src, allow_patterns=_WANTED))
+        return Path(snapshot_download(src, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
     except Exception as error:  # the hub, the network and the disk each have errors of their own
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise FetchError(

@@ -59,7 +59,9 @@ def requantize(src: Path, out: Path, name: str, importance: Importance | None = 
     if code or not out.is_file():
         if any("imatrix" in text for text in heard):
             raise ModelError(f"llama.cpp makes {name} only with an importance matrix", "give one with --imatrix")
-        raise ModelError(f"llama.cpp cannot make {name} of it{first(heard)}", "choose another type")
+        raise ModelError(
+            f"llama.cpp cannot make {name} of it{first(heard)}", "see whether the disk is full, or choose another type"
+        )
 
 
 def _require_fit(src: Path, importance: Importance) -> None:

@@ -13,6 +13,7 @@ import vocabularies
 
 from converters import llamacpp
 from converters.adapter import convert_adapter
+from converters.checkpoint import open_checkpoint
 from converters.expert import convert_expert
 from converters.parity import kl
 from frcli.errors import ModelError
@@ -68,6 +69,17 @@ def test_the_logits_are_those_of_transformers(family: str, made: Any) -> None:
     expected = families.logits(model, TOKENS)
     assert expected.std(axis=1).min() > 0.3  # else nothing would be proved
     assert kl(expected, llamacpp.logits(path, None, TOKENS)).max() < 1e-6
+
+
+@pytest.mark.parametrize("family", WHOLE)
+def test_the_converters_read_what_they_wrote(family: str, made: Any) -> None:
+    _, src, path = made(family)
+    original, again = open_checkpoint(src), open_checkpoint(path)
+    for name in original.config.shapes():
+        assert np.array_equal(original.tensor(name), again.tensor(name)), name
+    for layer in range(original.config.layers):
+        for a, b in zip(original.config.rotary(100, layer), again.config.rotary(100, layer), strict=True):
+            assert np.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", WHOLE)

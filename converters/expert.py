@@ -10,7 +10,7 @@ from pathlib import Path
 from converters.decoder import Checkpoint
 from converters.foreign import run_script
 from converters.gguf_file import FILE_TYPES, context_length, hyperparameters, write_model, write_vocabulary
-from converters.hugging import open_folder, read_config, shards, stored_types
+from converters.hugging import open_folder, read_config, read_json, shards, stored_types
 from converters.llamacpp import logits as llama_logits
 from converters.llamacpp import tokenize_all
 from converters.output import refuse_existing, staging
@@ -114,6 +114,7 @@ class _Check:
 
 
 def _open(src: Path) -> Checkpoint:
+    read_json(src / "config.json")  # without which llama.cpp's script is no help either
     try:
         read_config(src)
     except ModelError as error:

@@ -13,7 +13,7 @@ from converters.checkpoint import open_checkpoint
 from converters.decoder import Checkpoint
 from converters.gguf_model import gguf_name, interleave, interleaved_heads
 from converters.llamacpp import logits as llama_logits
-from converters.lora import Lora, check_fit, merge, read_peft
+from converters.lora import Lora, check_fit, in_parts, merge, read_peft
 from converters.output import refuse_existing, staging
 from converters.parity import Parity, check_tokens, compare
 from converters.reference import logits as reference_logits
@@ -40,12 +40,13 @@ def convert_adapter(src: Path, base: Path, out: Path, dtype: str = "f16", force:
         raise UsageError(f"{base} is a folder, and llama.cpp needs a GGUF", "give the GGUF file of the base")
     updates = read_peft(src)
     checkpoint = open_checkpoint(base)
-    check_fit(checkpoint, updates)
+    parts = in_parts(checkpoint.config, updates)
+    check_fit(checkpoint, parts)
     with staging(out, force) as folder:
         _write(folder / out.name, checkpoint, updates, DTYPES[dtype])
-        tokens = check_tokens(base, checkpoint.config.vocab)
+        tokens = check_tokens(base, checkpoint.config.vocab, min(320, checkpoint.config.context))
         result = llama_logits(base, folder / out.name, tokens)
-        expected = reference_logits(merge(checkpoint, updates), tokens)
+        expected = reference_logits(merge(checkpoint, parts), tokens)
         return compare(expected, result).require(_LIMIT, f"the adapter converted from {src}")
 
 

@@ -7,9 +7,10 @@ factor here, and the joint matrices of Phi-3 are read in parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Array = NDArray[np.float32]
 EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 LAYERS = "model.layers."
 SILU, GELU = "silu", "gelu_tanh"
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class DecoderConfig:
 
     ``rope_factors`` divide the rotary frequencies theta^(-2i/head_dim), one factor for each of the head_dim / 2
     frequencies; all are 1 without rope scaling. ``rope_scale`` multiplies cosines and sines (longrope). ``context`` is
-    the number of positions that the model was trained for.
+    the number of positions that the model was trained for. ``long_factors`` take the place of ``rope_factors`` in texts
+    of more than ``context`` positions, up to ``long_context`` (longrope; nothing here reads such texts).
 
     ``windows`` has for each layer how many tokens its attention sees, the own one included, 0 for all (empty: all
     layers see all). Layers with a window are rotated by ``local_theta`` without factors, if it is not 0 (Gemma-3).
@@ -64,6 +67,8 @@ class DecoderConfig:
     attention_cap: float = 0.0
     logit_cap: float = 0.0
     activation: str = SILU
+    long_factors: tuple[float, ...] = ()
+    long_context: int = 0
 
     @property
     def query_scale(self) -> float:
@@ -78,6 +83,16 @@ class DecoderConfig:
         """The name of the norm whose result the layer's MLP reads."""
         name = "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm"
         return f"{LAYERS}{layer}.{name}.weight"
+
+    def joint(self) -> dict[str, dict[str, int]]:
+        """Return the matrices that Phi-3 has as one, by module of a layer: the rows of each part, from the top."""
+        if self.family != "phi3":
+            return {}
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "self_attn.qkv_proj": {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
+            "mlp.gate_up_proj": {"mlp.gate_proj": self.intermediate, "mlp.up_proj": self.intermediate},
+        }
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor of the checkpoint by name; a tied one has no head."""
@@ -129,22 +144,43 @@ class DecoderConfig:
         )
 
 
+class Reader(Protocol):
+    """Returns a tensor, or those of its rows that are asked for, as float32 in the Hugging Face layout."""
+
+    def __call__(self, name: str, rows: slice = ALL_ROWS, /) -> Array: ...
+
+
+def layer_and_part(module: str) -> tuple[str, str]:
+    """Split ``model.layers.3.self_attn.q_proj`` into ``model.layers.3.`` and the rest, which is all without a layer."""
+    if not module.startswith(LAYERS):
+        return "", module
+    number, _, part = module.removeprefix(LAYERS).partition(".")
+    return f"{LAYERS}{number}.", part
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model's configuration and a way to read its tensors one at a time."""
 
     path: Path
     config: DecoderConfig
-    read: Callable[[str], Array]
+    read: Reader
 
     def tensor(self, name: str) -> Array:
         """Return the tensor as float32 in the Hugging Face layout; the head of a tied model is its embedding.
 
         Raises ``ModelError`` if the file holds values that are not finite, or can no longer be read.
         """
-        if name == HEAD and self.config.tied:
-            name = EMBEDDING
-        array = self.read(name)
+        return self._finite(name, self.read(self._stored(name)))
+
+    def part(self, name: str, start: int, stop: int) -> Array:
+        """Return rows ``start`` to ``stop`` of a tensor as :meth:`tensor` does, without holding the others."""
+        return self._finite(name, self.read(self._stored(name), slice(start, stop)))
+
+    def _stored(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.config.tied else name
+
+    def _finite(self, name: str, array: Array) -> Array:
         if not np.isfinite(array).all():
             raise ModelError(
                 f"{self.path} holds values in {name} that are not finite", "the file is damaged: fetch it again"
@@ -159,11 +195,11 @@ class Checkpoint:
         if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < self.config.layers:
             raise ModelError(f"{self.path} has {self.config.layers} layers, of which {list(layers)} cannot be kept")
 
-        def read(name: str) -> Array:
+        def read(name: str, rows: slice = ALL_ROWS) -> Array:
             if name.startswith(LAYERS):
                 number, _, rest = name.removeprefix(LAYERS).partition(".")
                 name = f"{LAYERS}{layers[int(number)]}.{rest}"
-            return self.read(name)
+            return self.read(name, rows)
 
         return replace(self, config=self.config.keeping(layers), read=read)
 

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import GELU, LAYERS, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from converters.decoder import (
+    ALL_ROWS,
+    GELU,
+    LAYERS,
+    SILU,
+    Array,
+    Checkpoint,
+    DecoderConfig,
+    check_shapes,
+    layer_and_part,
+)
 from frcli.errors import ModelError
 
 Fields = Mapping[str, Any]
@@ -38,7 +48,7 @@ def _names(family: str, layers: int) -> Any:
 
 
 def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Return q or k rows [heads * head_dim, ...] in llama.cpp's order for Llama and Mistral.
+    """Return q or k rows [heads * head_dim, ...] in llama.cpp's order for Llama, Mistral and SmolLM3.
 
     Hugging Face pairs row i of a head with row i + head_dim/2 for the rotation; llama.cpp pairs rows 2i and 2i + 1.
     Only the output rows move, so the same reordering applies to a weight and to the B of a low-rank update of it.
@@ -53,7 +63,7 @@ def deinterleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
 
 def interleaved_heads(config: DecoderConfig) -> dict[str, int]:
     """The modules of a layer whose rows llama.cpp has in an order of its own, and their numbers of heads."""
-    if config.family not in ("llama", "mistral"):
+    if config.family not in ("llama", "mistral", "smollm3"):
         return {}
     return {"self_attn.q_proj": config.heads, "self_attn.k_proj": config.kv_heads}
 
@@ -79,7 +89,7 @@ def open_gguf(path: Path) -> Checkpoint:
     check_shapes(path, config, found | {name: shape for name, shape in shapes.items() if name not in known})
     heads = interleaved_heads(config)
 
-    def read(name: str) -> Array:
+    def read(name: str, part: slice = ALL_ROWS) -> Array:
         stored, rows = places[name]
         tensor = tensors[stored]
         try:
@@ -87,29 +97,25 @@ def open_gguf(path: Path) -> Checkpoint:
         except (*CORRUPT, NotImplementedError) as error:
             raise ModelError(f"cannot read {stored} of {path} ({tensor.tensor_type.name}): {error}") from error
         rotated = heads.get(name.split(".", 3)[-1].rpartition(".")[0])
-        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)
+        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)[part]
 
     return Checkpoint(path, config, read)
 
 
 def _places(config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[str, slice]]:
     """Where the rows of each tensor are: the name in the file, and which of its rows."""
-    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
     joint = {}
-    if config.family == "phi3":
-        joint = {
-            "self_attn.q_proj": ("self_attn.qkv_proj", 0),
-            "self_attn.k_proj": ("self_attn.qkv_proj", query),
-            "self_attn.v_proj": ("self_attn.qkv_proj", query + key),
-            "mlp.gate_proj": ("mlp.up_proj", 0),  # llama.cpp's ffn_up has both, gates first
-            "mlp.up_proj": ("mlp.up_proj", config.intermediate),
-        }
+    for whole, parts in config.joint().items():
+        start = 0
+        for part, rows in parts.items():
+            joint[part] = whole, start
+            start += rows
     places = {}
     for name, shape in config.shapes().items():
         module, _, kind = name.rpartition(".")
-        part = module.split(".", 3)[-1]
+        layer, part = layer_and_part(module)
         whole, start = joint.get(part, (part, 0))
-        stored = gguf_name(module[: len(module) - len(part)] + whole, config.family)
+        stored = gguf_name(layer + whole, config.family)
         if stored is None or f"{stored}.{kind}" not in shapes:
             continue
         rows = shape[0] if part in joint else shapes[f"{stored}.{kind}"][0]
@@ -215,6 +221,15 @@ _FAMILIES: dict[str, Callable[[Fields, int, int], dict[str, Any]]] = {
     "smollm3": _smollm3,
     "phi3": _llama,
 }
+
+
+def implied(family: str, own: Fields, layers: int) -> dict[str, Any]:
+    """Return the fields of :class:`DecoderConfig` that llama.cpp makes of a family's name and the numbers in a file.
+
+    ``own`` has the numbers by their keys without the family (``attention.key_length``).
+    """
+    width = int(own["embedding_length"]) // int(own["attention.head_count"])
+    return _FAMILIES[family](own, layers, width)
 
 
 def _rope_factors(

@@ -10,7 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from converters.decoder import GELU, HEAD, SILU, Array, Checkpoint, DecoderConfig, check_shapes
+from converters.decoder import (
+    ALL_ROWS,
+    GELU,
+    HEAD,
+    SILU,
+    Array,
+    Checkpoint,
+    DecoderConfig,
+    check_shapes,
+    layer_and_part,
+)
 from frcli.errors import ModelError
 
 Values = Mapping[str, Any]
@@ -24,10 +34,9 @@ def open_folder(path: Path) -> Checkpoint:
     """Return the checkpoint in a folder; raises ``ModelError`` for files that are missing, damaged or not supported."""
     config = read_config(path)
     files = dict(_files(path))
-    handles: dict[Path, Any] = {}
     found: dict[str, tuple[int, ...]] = {}
     for file in sorted(set(files.values())):
-        handles[file] = handle = open_safetensors(file)
+        handle = open_safetensors(file)
         found |= {
             name: tuple(handle.get_slice(name).get_shape())
             for name in handle.keys()  # noqa: SIM118 - not a dict
@@ -36,40 +45,60 @@ def open_folder(path: Path) -> Checkpoint:
     found = {name: shape for name, shape in found.items() if not name.endswith(_DERIVED)}
     if config.tied:
         found.pop(HEAD, None)
-    places = {name: (name, slice(None)) for name in found}
-    if config.family == "phi3":
+    places = {name: (name, range(shape[0] if shape else 0)) for name, shape in found.items()}
+    if config.joint():
         found, places = _in_parts(config, found)
     check_shapes(path, config, found)
     shifted = 1.0 if config.family in ("gemma2", "gemma3") else 0.0
 
-    def read(name: str) -> Array:
+    # One shard is open at a time: pages of a mapped file that were read count as memory until it is closed.
+    opened: list[tuple[Path, Any]] = []
+
+    def read(name: str, part: slice = ALL_ROWS) -> Array:
         stored, rows = places[name]
-        array = read_tensor(handles[files[stored]], files[stored], stored)[rows]
+        file = files[stored]
+        if not opened or opened[0][0] != file:
+            opened.clear()
+            opened.append((file, open_safetensors(file)))
+        array = read_tensor(opened[0][1], file, stored, slice(rows[part].start, rows[part].stop))
         return array + np.float32(shifted) if shifted and name.endswith("norm.weight") else array
 
     return Checkpoint(path, config, read)
 
 
+def stored_types(path: Path) -> set[str]:
+    """Return the types that a folder's tensors are stored in, as safetensors names them: F32, F16, BF16."""
+    types = set()
+    for file in sorted(set(dict(_files(path)).values())):
+        handle = open_safetensors(file)
+        types |= {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118 - not a dict
+    return types
+
+
+def shards(path: Path) -> dict[str, Path]:
+    """Return the safetensors file that holds each tensor of a folder."""
+    files: dict[str, Path] = {}
+    for file in sorted(set(dict(_files(path)).values())):
+        files |= dict.fromkeys(open_safetensors(file).keys(), file)
+    return files
+
+
 def _in_parts(
     config: DecoderConfig, found: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, slice]]]:
+) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, range]]]:
     """Phi-3's joint matrices as those of the others: shapes by name, and where the rows of each are."""
-    query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    joint = {
-        "self_attn.qkv_proj.weight": {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": key},
-        "mlp.gate_up_proj.weight": {"mlp.gate_proj": config.intermediate, "mlp.up_proj": config.intermediate},
-    }
     shapes, places = {}, {}
     for name, shape in found.items():
-        head, _, tail = name.partition("self_attn." if ".self_attn." in name else "mlp.")
-        parts = joint.get(name[len(head) :] if tail else name)
+        module, _, kind = name.rpartition(".")
+        layer, part = layer_and_part(module)
+        parts = config.joint().get(part, {})
         if not parts or sum(parts.values()) != shape[0]:
-            shapes[name], places[name] = shape, (name, slice(None))
+            shapes[name], places[name] = shape, (name, range(shape[0] if shape else 0))
             continue
         start = 0
-        for part, rows in parts.items():
-            shapes[f"{head}{part}.weight"] = (rows, *shape[1:])
-            places[f"{head}{part}.weight"] = name, slice(start, start + rows)
+        for each, rows in parts.items():
+            shapes[f"{layer}{each}.{kind}"] = (rows, *shape[1:])
+            places[f"{layer}{each}.{kind}"] = name, range(start, start + rows)
             start += rows
     return shapes, places
 
@@ -85,12 +114,15 @@ def open_safetensors(file: Path) -> Any:
         raise ModelError(f"cannot read {file}: {error}", "it is missing or damaged: fetch it again") from error
 
 
-def read_tensor(handle: Any, file: Path, name: str) -> Array:
-    """Return a tensor of :func:`open_safetensors` as float32; raises ``ModelError`` if it is not floating point."""
+def read_tensor(handle: Any, file: Path, name: str, rows: slice = ALL_ROWS) -> Array:
+    """Return rows of a tensor of :func:`open_safetensors` as float32.
+
+    Raises ``ModelError`` if it cannot be read or is not floating point.
+    """
     from safetensors import SafetensorError
 
     try:
-        array = handle.get_tensor(name)
+        array = handle.get_tensor(name) if rows == ALL_ROWS else handle.get_slice(name)[rows]
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ModelError(f"cannot read {name} of {file}: {error}") from error
     if array.dtype.name not in ("float64", "float32", "float16", "bfloat16"):
@@ -169,6 +201,7 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
     context = int(values.get("max_position_embeddings", 2048))
     factors, scale, longest = _rope_factors(path, rope, theta, head_dim, values, context)
+    long_factors = tuple(float(each) for each in rope.get("long_factor") or ())
     family: dict[str, Any] = {
         "qkv_bias": False,
         "tied": bool(values.get("tie_word_embeddings", kind in ("gemma2", "gemma3_text", "smollm3"))),
@@ -188,6 +221,8 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
         context=min(context, longest),
         family={"gemma3_text": "gemma3"}.get(kind, kind),
         activation=_ACTIVATIONS[activation],
+        long_factors=long_factors,
+        long_context=context if long_factors else 0,
         **family,
     )
 

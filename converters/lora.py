@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.decoder import HEAD, Array, Checkpoint
+from converters.decoder import ALL_ROWS, HEAD, Array, Checkpoint, DecoderConfig, layer_and_part
 from converters.hugging import open_safetensors, read_json, read_tensor
 from frcli.errors import ModelError
 
@@ -107,12 +107,31 @@ def merge(base: Checkpoint, updates: Mapping[str, Lora]) -> Checkpoint:
     config = replace(base.config, tied=False) if HEAD.removesuffix(".weight") in updates else base.config
     check_fit(base, updates)
 
-    def read(name: str) -> Array:
+    def read(name: str, rows: slice = ALL_ROWS) -> Array:
         weight = base.tensor(name)
         update = updates.get(name.removesuffix(".weight"))
-        return weight if update is None else weight + update.delta()
+        return (weight if update is None else weight + update.delta())[rows]
 
     return replace(base, config=config, read=read)
+
+
+def in_parts(config: DecoderConfig, updates: Mapping[str, Lora]) -> dict[str, Lora]:
+    """Return the updates with each one of a joint matrix (Phi-3) as one of each part: they share A, and have rows of B.
+
+    An update that does not have the joint matrix's rows stays as it is.
+    """
+    found: dict[str, Lora] = {}
+    for module, update in updates.items():
+        layer, name = layer_and_part(module)
+        parts = config.joint().get(name, {})
+        if not parts or sum(parts.values()) != len(update.b):
+            found[module] = update
+            continue
+        start = 0
+        for part, rows in parts.items():
+            found[layer + part] = replace(update, b=update.b[start : start + rows])
+            start += rows
+    return found
 
 
 def check_fit(base: Checkpoint, updates: Mapping[str, Lora]) -> None:

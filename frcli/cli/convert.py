@@ -11,9 +11,31 @@ from frcli.cli import ui
 from frcli.cli.options import Force
 from frcli.errors import UsageError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn adapters and routers into what frcli runs.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Turn checkpoints, adapters and routers into what frcli runs."
+)
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a PEFT adapter.", show_default=False)]
+ExpertSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="Folder with config.json and safetensors, or OWNER/NAME on the Hub.", show_default=False
+    ),
+]
+Quant = Annotated[
+    str, typer.Option("--quant", metavar="TYPE", help="f32, f16, bf16, or a type of llama.cpp's: Q4_K_M.")
+]
+Imatrix = Annotated[
+    Path | None, typer.Option("--imatrix", help="Importance matrix, of llama-imatrix.", show_default=False)
+]
+Pre = Annotated[
+    str | None, typer.Option("--pre", metavar="NAME", help="llama.cpp's pre-tokenizer.", show_default=False)
+]
+LlamaCpp = Annotated[
+    Path | None,
+    typer.Option("--llama-cpp", metavar="DIR", help="Checkout whose own script reads SRC.", show_default=False),
+]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not compare logits with the source.")]
 Base = Annotated[Path, typer.Option("--base", help="GGUF file of the base model.", show_default=False)]
 Trained = Annotated[Path, typer.Option("--trained", help="router.safetensors, or its folder.", show_default=False)]
 RouterBase = Annotated[
@@ -37,6 +59,33 @@ Target = Annotated[str, typer.Option("--target", help="cpu, or cuda: computes in
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Most tokens; as the base, at most 8192, if not given.")
 ]
+
+
+@app.command()
+def expert(
+    src: ExpertSource,
+    out: Out,
+    quant: Quant = "f16",
+    imatrix: Imatrix = None,
+    pre: Pre = None,
+    llama_cpp: LlamaCpp = None,
+    no_verify: NoVerify = False,
+    force: Force = False,
+) -> None:
+    """Convert a Hugging Face checkpoint to GGUF, and compare the two on the same tokens."""
+    from converters.expert import convert_expert
+    from converters.hub import source_folder
+
+    with ui.working(f"converting {src}"):
+        folder = source_folder(src)
+        done = convert_expert(
+            folder, out, quant, imatrix=imatrix, pre=pre, llama_cpp=llama_cpp, force=force, verify=not no_verify
+        )
+    for notice in done.notices:
+        ui.say(f"note: {notice}")
+    ui.say(f"{out}: {ui.size(out.stat().st_size)}")
+    if done.parity:
+        ui.say(f"parity with {src}: {done.parity}")
 
 
 @app.command()

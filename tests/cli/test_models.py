@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+import vocabularies
 from bundles import write_bundle
 
 from frcli.bundle import Bundle, read_bundle
@@ -148,6 +149,23 @@ def test_what_does_not_exist(frcli: Run) -> None:
         ran = frcli("models", command, "nosuch")
         assert (ran.code, ran.out) == (1, "")
         assert "there is no bundle 'nosuch'" in ran.err
+
+
+def test_convert_expert(frcli: Run, tmp_path: Path) -> None:
+    src = tiny.write_safetensors(tmp_path / "model")
+    vocabularies.write_plain_tokenizer(src)
+    out = tmp_path / "expert.gguf"
+    ran = frcli("convert", "expert", src, "-o", out, "--quant", "Q8_0")
+    assert ran.code == 0, ran.err
+    assert out.read_bytes()[:4] == b"GGUF"
+    assert f"parity with {src}: KL " in ran.err
+    again = frcli("convert", "expert", src, "-o", out)
+    assert (again.code, f"{out} exists" in again.err) == (1, True)
+    fast = frcli("convert", "expert", src, "-o", out, "--force", "--no-verify")
+    assert (fast.code, "parity" in fast.err) == (0, False)
+    assert frcli("convert", "expert", src, "-o", out, "--force", "--quant", "Q9").code == 2
+    adapter = frcli("convert", "adapter", tiny.write_peft(tmp_path / "peft"), "--base", out, "-o", tmp_path / "a.gguf")
+    assert adapter.code == 0, adapter.err
 
 
 def test_convert_adapter(frcli: Run, tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""A SentencePiece model's pieces, read from its tokenizer.model.
+
+The file is one protocol buffer, of which three things are needed: the pieces with their scores and kinds, the kind of
+model, and whether a space is put before the text. That little is read here, so that no further package is needed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frcli.errors import ModelError
+
+_PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of the model
+_MODEL_TYPE, _BPE = 3, 2  # of the trainer's settings; 1 is a unigram model, which is the default
+_ADD_DUMMY_PREFIX = 3  # of the normalizer's settings
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece's text, its score (the higher, the sooner it is merged), and its kind, by the number that llama.cpp has
+    for it, too: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    """
+
+    text: str
+    score: float
+    kind: int
+
+
+def read_pieces(file: Path) -> tuple[list[Piece], bool]:
+    """Return the pieces by id, and whether a space is put before the text.
+
+    Raises ``ModelError`` for a file that is damaged, or a model that is not BPE.
+    """
+    try:
+        data = file.read_bytes()
+        pieces, prefix, kind = [], True, 1
+        for field, value in _fields(data):
+            if field == _PIECE:
+                pieces.append(_piece(value))
+            elif field == _TRAINER:
+                kind = dict(_fields(value)).get(_MODEL_TYPE, 1)
+            elif field == _NORMALIZER:
+                prefix = bool(dict(_fields(value)).get(_ADD_DUMMY_PREFIX, 1))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
+        raise ModelError(f"cannot read {file}: {error}", "it is damaged: fetch it again") from error
+    if not pieces:
+        raise ModelError(f"{file} holds no SentencePiece model", "it is damaged: fetch it again")
+    if kind != _BPE:
+        raise ModelError(f"{file} is not a BPE model", "the families that can be converted all have one")
+    return pieces, prefix
+
+
+def _piece(data: bytes) -> Piece:
+    fields = dict(_fields(data))
+    return Piece(fields[1].decode("utf-8"), struct.unpack("<f", fields.get(2, bytes(4)))[0], int(fields.get(3, 1)))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the value of each field: an int, 4 or 8 bytes, or as many as it says."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        wire = tag & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"a field of wire type {wire}")
+        if at + size > len(data):
+            raise ValueError("it ends too soon")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7

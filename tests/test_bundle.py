@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import tiny
+import vocabularies
 
 from frcli.bundle import Artifact, Bundle, check_artifact, list_bundles, read_bundle
 from frcli.errors import BundleError, FetchError
@@ -149,6 +151,19 @@ def test_fetching_a_local_file_checks_it_and_leaves_nothing_behind(tmp_path: Pat
         fetch(Artifact("base", target, str(source), digest), force=True)
     assert target.read_bytes() == b"right"
     assert [p.name for p in target.parent.iterdir()] == ["file"]
+
+
+def test_a_checkpoint_is_converted_when_it_is_fetched(tmp_path: Path) -> None:
+    from frcli.sources.llama import LlamaModel
+
+    folder = tiny.write_safetensors(tmp_path / "checkpoint")
+    vocabularies.write_plain_tokenizer(folder)
+    target = tmp_path / "files" / "model.gguf"
+    assert fetch(Artifact("base", target, f"{folder}!Q8_0", None))
+    model = LlamaModel(target)
+    assert model.size == tiny.DEFAULT.vocab
+    model.close()
+    assert [path.name for path in target.parent.iterdir()] == ["model.gguf"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from converters.llamacpp import tokenize_all
 from converters.parity import TEXT
-from frcli.errors import MissingExtra, ModelError
+from frcli.errors import ModelError
 
 # What every user writes; one of each that tokenizers have been seen to differ in.
 COMMON = (
@@ -45,7 +45,7 @@ def disagreement(gguf: Path, folder: Path, samples: Sequence[str]) -> str | None
     """Return the first text that llama.cpp, with the vocabulary of ``gguf``, reads otherwise than tokenizer.json in
     ``folder``, or None if there is none.
 
-    Raises ``MissingExtra`` without the package tokenizers or llama-cpp-python, ``ModelError`` for damaged files.
+    Raises ``MissingExtra`` without llama-cpp-python, ``ModelError`` for damaged files.
     """
     found = tokenize_all(gguf, samples, add_special=False, parse_special=True)
     expected = reference_ids(folder, samples)
@@ -54,10 +54,8 @@ def disagreement(gguf: Path, folder: Path, samples: Sequence[str]) -> str | None
 
 def reference_ids(folder: Path, samples: Sequence[str]) -> list[list[int]]:
     """Return the ids that tokenizer.json gives each text, without those that are put around it."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("the package tokenizers is not installed", "pip install tokenizers") from error
+    from tokenizers import Tokenizer
+
     file = folder / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(file))

@@ -3,14 +3,15 @@
     {"bundle", "experts", "limit", "seed", "at_once", "draft",
      "tasks":   {task: {"metric", "items": [doc ids]}},
      "groups":  {group: [tasks]},
-     "systems": {system: {"tasks": {task: {"mean", "stderr", "scores", "tokens", "seconds", "calls"}},
+     "systems": {system: {"tasks": {task: {"mean", "stderr", "scores", "tokens", "calls", "timed", "seconds"}},
                           "mean", "stderr", "tokens_per_second", "calls_per_token"}},
      "against": system, "differences": {system: {task or "mean": [difference, low, high]}}, "samples": [{"task", "doc",
      "prompt", "answer", "written": {system: {"score", "tokens": [[text, experts, weights]]}}}]}
 
-``tokens``, ``seconds`` (of the wall clock, prompts included, many answers at once) and ``calls`` (of models, each
-counted for every answer that took part in it) are of answers that are written; tasks that only ask for probabilities
-have none.
+``tokens`` and ``calls`` (of models, each counted for every answer that took part in it) are of answers that are
+written; tasks that only ask for probabilities have none. ``seconds`` are those of the wall clock, prompts included and
+many answers at once, for the ``timed`` tokens: answers to the first items of each task, whose prompts each system read
+itself (:mod:`frcli.evaluation.rounds`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,9 +36,12 @@ from frcli.evaluation.journal import Journal, key_of
 from frcli.evaluation.significance import paired, standard_error
 from frcli.tokens import TextStream
 
+if TYPE_CHECKING:
+    from frcli.evaluation.harness import FrcliLM
+
 TASKS = Path(__file__).parent / "tasks"
 MEAN = "mean"
-_SAMPLES = 2  # items of each task whose answers are kept token by token
+_SAMPLES = 2  # items of each task whose answers are timed and kept token by token
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ def compare(
     bundle cannot serve.
     """
     prepare_harness()
+    from frcli.evaluation.harness import FrcliLM
+    from frcli.evaluation.rounds import Rounds
+
     chosen = _choose(plan)
     for policy in plan.policies:
         engine.use(policy)  # all are looked at before the first one takes its time
@@ -100,9 +107,22 @@ def compare(
             for doc in task.items[:_SAMPLES]
         ],
     }
-    for policy in plan.policies:
+    items = sum(len(task.items) for task in chosen.values())
+    seen: dict[str, set[tuple[str, int]]] = {policy: set() for policy in plan.policies}
+
+    def recorder(policy: str) -> _Recorder:
         engine.use(policy)
-        _run(engine, policy, plan, chosen, journal, document, report)
+        return _Recorder(engine, journal, chosen, seen[policy], lambda done: report(policy, done, items))
+
+    first = plan.policies[0]
+    for policy in plan.policies:
+        own = recorder(policy)
+        if policy == first:
+            model: FrcliLM = Rounds(engine, own, {each: recorder(each) for each in plan.policies}, _SAMPLES)
+            engine.use(first)
+        else:
+            model = FrcliLM(engine, recorder=own)
+        _run(model, policy, plan, chosen, own, document)
     document["against"] = against
     document["differences"] = _differences(document, against, plan.seed)
     return document
@@ -177,13 +197,14 @@ class _Recorder:
         engine: Engine,
         journal: Journal,
         chosen: Mapping[str, _Chosen],
+        seen: set[tuple[str, int]],
         report: Callable[[int], None],
     ) -> None:
-        self._engine, self._journal, self._chosen, self._report = engine, journal, chosen, report
+        self._engine, self._journal, self._chosen = engine, journal, chosen
+        self._seen, self._report = seen, report
         # How many are written at once is no part of it: it may differ from day to day, as memory is free.
         self._setting = engine.setting
         self._steps: dict[tuple[str, int], list[Step]] = {}
-        self._done: set[tuple[str, int]] = set()
         self._last = time.perf_counter()
         self.taken: dict[str, dict[str, float]] = {}
         self.traces: dict[tuple[str, int], list[Any]] = {}
@@ -204,7 +225,9 @@ class _Recorder:
         entry: dict[str, Any] = {"result": result}
         now = time.perf_counter()
         if answer is not None:
-            entry |= {"tokens": answer.completion_tokens, "calls": answer.calls, "seconds": now - self._last}
+            entry |= {"tokens": answer.completion_tokens, "calls": answer.calls}
+            if instance.doc_id < _SAMPLES:
+                entry["seconds"] = now - self._last
             if steps := self._steps.pop(self._item(instance), None):
                 entry["trace"] = self._trace(steps)
         self._last = now
@@ -212,12 +235,13 @@ class _Recorder:
         self._note(instance, entry)
 
     def _note(self, instance: Any, entry: Mapping[str, Any]) -> None:
-        self._done.add(self._item(instance))  # an item may ask several things
-        self._report(len(self._done))
+        self._seen.add(self._item(instance))  # an item may ask several things
+        self._report(len(self._seen))
         if "tokens" in entry:
-            taken = self.taken.setdefault(instance.task_name, {"tokens": 0, "seconds": 0.0, "calls": 0})
-            for what in taken:
-                taken[what] += entry[what]
+            taken = self.taken.setdefault(instance.task_name, {"tokens": 0, "calls": 0, "timed": 0, "seconds": 0.0})
+            timed = {"timed": entry["tokens"], "seconds": entry["seconds"]} if "seconds" in entry else {}
+            for what, much in ({"tokens": entry["tokens"], "calls": entry["calls"]} | timed).items():
+                taken[what] += much
         if "trace" in entry:
             self.traces[self._item(instance)] = entry["trace"]
 
@@ -242,27 +266,21 @@ class _Recorder:
 
 
 def _run(
-    engine: Engine,
+    model: FrcliLM,
     policy: str,
     plan: Plan,
     chosen: Mapping[str, _Chosen],
-    journal: Journal,
+    recorder: _Recorder,
     document: dict[str, Any],
-    report: Callable[[str, int, int], None],
 ) -> None:
     """Let lm-eval ask one system everything, and add what came of it to the document."""
     from lm_eval import evaluate
 
-    from frcli.evaluation.harness import FrcliLM
-
-    engine.decoder.forget()  # a system's speed must not come from the prompts of the one before
-    items = sum(len(task.items) for task in chosen.values())
-    recorder = _Recorder(engine, journal, chosen, lambda done: report(policy, done, items))
     found = evaluate(
-        lm=FrcliLM(engine, recorder=recorder),
+        lm=model,
         task_dict=_load(plan),
         samples={name: task.items for name, task in chosen.items()} if plan.limit else None,
-        apply_chat_template=engine.template is not None,
+        apply_chat_template=model.engine.template is not None,
         bootstrap_iters=0,
     )
     assert found is not None  # only the ranks of a distributed run get nothing
@@ -270,15 +288,15 @@ def _run(
     for name, task in chosen.items():
         cells[name] = _cell(name, task, found) | recorder.taken.get(name, {})
         _sample(name, policy, found["samples"][name], recorder, document)
-    tokens, seconds, calls = (
-        sum(cell.get(what, 0) for cell in cells.values()) for what in ("tokens", "seconds", "calls")
+    tokens, calls, timed, seconds = (
+        sum(cell.get(what, 0) for cell in cells.values()) for what in ("tokens", "calls", "timed", "seconds")
     )
     errors = [cell["stderr"] for cell in cells.values()]
     document["systems"][policy] = {
         "tasks": cells,
         MEAN: float(np.mean([cell["mean"] for cell in cells.values()])),
         "stderr": math.sqrt(sum(error**2 for error in errors)) / len(errors) if None not in errors else None,
-        "tokens_per_second": tokens / seconds if seconds else None,
+        "tokens_per_second": timed / seconds if seconds else None,
         "calls_per_token": calls / tokens if tokens else None,
     }
 

@@ -227,7 +227,8 @@ class _Converter:
             (self._named(f"{_literal(json.dumps(name, ensure_ascii=False) + ':')} ws {self._visit(part, at)} ws"), name)
             for name, (part, at) in fields.items()
         ]
-        rest, starts = "", []
+        rest = ""
+        starts: list[str] = []
         for member, name in reversed(members):  # from the end: what may follow is known then
             starts = ([] if name in required else starts) + [f"{member} {rest}".strip()]
             more = f'"," ws {member}' if name in required else f'("," ws {member})?'

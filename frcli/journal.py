@@ -94,6 +94,13 @@ class Journal:
         self._places.set(key, self._end, len(line))
         self._end += len(line)
 
+    def clear(self) -> None:
+        """Forget everything that was kept."""
+        self._file.truncate(0)
+        self._end = 0
+        self._places.close()
+        self._places = DiskMap()
+
     def remove(self) -> None:
         """Close the journal and delete its file, which is not needed any more."""
         if self.path is not None:

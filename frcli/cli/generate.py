@@ -6,6 +6,7 @@ import datetime
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from frcli.errors import UsageError
 
 if TYPE_CHECKING:
     from frcli.bundle import Bundle
+    from frcli.decode.engine import Options
     from frcli.jobs.files import JobFiles
     from frcli.jobs.run import JobResult, Progress
 
@@ -37,6 +39,10 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only t
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what an earlier run has answered.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Keep unknown fields instead of refusing the row.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="local|ADDRESS", help="Answer on every node of a Ray cluster (needs the ray extra)."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count tokens and estimate the time; write nothing.")]
 
 
@@ -53,6 +59,7 @@ def generate(
     force: Force = False,
     lenient: Lenient = False,
     dry_run: DryRun = False,
+    ray: Ray = None,
     *,
     flags: Mapping[str, Any],
 ) -> None:
@@ -72,40 +79,53 @@ def generate(
     from frcli.jobs.files import JobFiles
 
     source = None if rows == "-" else Path(rows)
-    if dry_run:
+    # The files are looked at before the models are opened, which may take long.
+    with JobFiles(source, None if dry_run else out, force=force, restart=restart) as files:
         opened = read_bundle(settings.bundle or DEFAULT_BUNDLE)
         settings = settings.with_bundle(opened)
-        with JobFiles(source, None) as files:
-            _estimate(files, opened, settings, at_once, limit, lenient)
-        return
-    with JobFiles(source, out, force=force, restart=restart) as files:  # before the models, which may take long
-        opened = read_bundle(settings.bundle or DEFAULT_BUNDLE)
-        settings = settings.with_bundle(opened)
-        _answer(files, opened, settings, at_once, retry_failed=retry_failed, lenient=lenient, limit=limit)
+        options = replace(settings.options(), sequences=at_once)
+        if dry_run:
+            _estimate(files, opened, settings, options, limit=limit, lenient=lenient)
+        else:
+            asked: dict[str, Any] = {"retry_failed": retry_failed, "limit": limit, "lenient": lenient}
+            _answer(files, opened, settings, options, cluster=ray, **asked)
 
 
 def _answer(
-    files: JobFiles, opened: Bundle, settings: Settings, at_once: int, *, retry_failed: bool, **options: Any
+    files: JobFiles, opened: Bundle, settings: Settings, options: Options, *, cluster: str | None, **asked: Any
 ) -> None:
     from frcli.chat.interrupt import StopFlag
-    from frcli.decode.engine import Engine
+    from frcli.decode.engine import Engine, setting_of
     from frcli.jobs.answering import RowAnswers, row_key
-    from frcli.jobs.run import run
+    from frcli.jobs.run import Answerer, run
 
-    with ui.working(f"opening {opened.name}"):
-        engine = Engine(opened, replace(settings.options(), sequences=at_once))
-    setting = engine.setting
-    with engine, StopFlag() as cancelled, StopFlag(signal.SIGTERM) as stopping, ui.Meter() as meter:
-        progress = JobMeter(meter, options["limit"])
+    cancelled, stopping = StopFlag(), StopFlag(signal.SIGTERM)
+    with ExitStack() as stack:
+        answers: Answerer
+        if cluster is None:
+            with ui.working(f"opening {opened.name}"):
+                engine = stack.enter_context(Engine(opened, options))
+            setting = engine.setting
+            answers = RowAnswers(engine, settings, cancelled)
+        else:
+            from frcli.bundle import DEFAULT_BUNDLE
+            from frcli.jobs.cluster import Cluster
+
+            name = settings.bundle or DEFAULT_BUNDLE
+            place = str(opened.folder.resolve()) if Path(name).expanduser().exists() else name
+            setting = setting_of(opened, options)
+            answers = stack.enter_context(Cluster(cluster, place, settings, options, setting, cancelled))
+        for flag in (cancelled, stopping):  # behind Ray, which takes signals for itself when it begins
+            stack.enter_context(flag)
+        progress = JobMeter(stack.enter_context(ui.Meter()), asked["limit"])
         result = run(
             files,
-            RowAnswers(engine, settings, cancelled),
+            answers,
             lambda row: row_key(row, settings, setting),
             model=opened.name,
-            retry_failed=retry_failed,
             progress=progress,
             stopping=stopping,
-            **options,
+            **asked,
         )
     ui.say(progress.summary(result))
     result.check(files)
@@ -144,16 +164,14 @@ class JobMeter:
         )
 
 
-def _estimate(
-    files: JobFiles, opened: Bundle, settings: Settings, at_once: int, limit: int | None, lenient: bool
-) -> None:
+def _estimate(files: JobFiles, opened: Bundle, settings: Settings, options: Options, **asked: Any) -> None:
     from frcli.decode.engine import Engine
     from frcli.jobs.estimate import estimate
 
     with ui.working(f"opening {opened.name}"):
-        engine = Engine(opened, replace(settings.options(), sequences=at_once))
+        engine = Engine(opened, options)
     with engine, ui.working("counting tokens"):
-        found = estimate(files, engine, settings, limit=limit, lenient=lenient)
+        found = estimate(files, engine, settings, **asked)
     ui.pairs(
         {
             "rows": f"{found.rows}",

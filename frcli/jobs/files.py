@@ -75,8 +75,8 @@ class JobFiles:
         if self.journal is not None:
             if len(self.journal):
                 self.journal.close()
-            else:  # nothing to keep
-                self.journal.remove()
+            else:
+                self.finish()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Iterator[tuple[int, bytes | None, int]], int | None]]:
@@ -103,6 +103,12 @@ class JobFiles:
                 return Output(self.out.open("wb", buffering=0), self.output_name)
             part = _beside(self._target, ".part")
             return Output(part.open("wb", buffering=0), self.output_name, part, self._target)
+
+    def finish(self) -> None:
+        """Remove the journal: the output has all that it has."""
+        if self.journal is not None:
+            self.journal.remove()
+            self.journal = None
 
     def promise(self) -> str:
         """Say what is safe when the job ends here."""

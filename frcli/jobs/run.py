@@ -108,8 +108,8 @@ def run(
             raise type(error)(error.what, "; ".join(filter(None, (error.hint, files.promise())))) from error
         if not job.written:
             raise DataError(f"{files.input_name} has no rows", "give one JSON object a line")
-        if files.journal is not None and not job.failed:
-            files.journal.clear()
+        if not job.failed:
+            files.finish()
     return JobResult(job.done, job.failed, job.known)
 
 

@@ -131,9 +131,8 @@ class Killing:
         process.kill()
         process.communicate()
         self._found["points"] += 1
-        lines = _journal(out)
-        self._found["torn"] += bool(lines and not lines[-1].endswith(b"\n"))
-        rows = Counter(json.loads(line)["record"]["id"] for line in lines if line.endswith(b"\n"))
+        rows, torn = finished(out)
+        self._found["torn"] += torn
         self._found["between_rows" if len(rows) > len(known) else "before_rows"] += 1
         self._found["rows_lost"] += sum(name not in rows for name in known) if not out.exists() else 0
         self._found["rows_doubled"] += sum(count - 1 for count in rows.values())
@@ -148,9 +147,12 @@ class Killing:
         self._found["rows_lost"] += max(0, len(known) - int(used[1] if used else 0))
 
 
-def _journal(out: Path) -> list[bytes]:
+def finished(out: Path) -> tuple[Counter[str], bool]:
+    """How often the journal of ``out`` has each row, and whether its last line is torn."""
     path = out.with_name(f"{out.name}.journal")
-    return path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return Counter(json.loads(line)["record"]["id"] for line in whole), len(whole) < len(lines)
 
 
 def _size(out: Path) -> int:

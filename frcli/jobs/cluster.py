@@ -132,7 +132,7 @@ class Cluster:
             self._ours = True
             try:
                 ray.init(
-                    address=None if self._address == LOCAL else self._address,
+                    address=self._address,
                     log_to_driver=False,
                     include_dashboard=False if self._address == LOCAL else None,
                     logging_level="error",
@@ -206,8 +206,8 @@ class Cluster:
         """Let a worker that has opened the bundle take part."""
         if isinstance(hello, FrcliError):
             raise type(hello)(f"on the node {crew.node[:8]}: {hello.what}", hello.hint)
-        setting, crew.most = hello
-        crew.hello = None
+        setting, sequences = hello
+        crew.hello, crew.most = None, sequences + 1  # one that waits there, so that no sequence waits for the network
         if setting != self._setting:
             raise BundleError(
                 f"the bundle {self._bundle} is another one on the node {crew.node[:8]}",

@@ -164,6 +164,7 @@ class Output:
             os.replace(self._part, self._target)
         except OSError as error:
             raise OutputError(f"cannot rename {self._part} to {self._name}: {_reason(error)}") from error
+        self._part = None
 
 
 def _lines(source: BinaryIO, name: str) -> Iterator[tuple[int, bytes | None, int]]:

@@ -87,7 +87,7 @@ def run(
     OpenAI rows that name none are told. ``limit`` ends the job after so many rows, blank lines not counted. When
     ``stopping()`` turns true, the rows that are being answered are finished and no other is begun.
 
-    The journal is gone when all rows are answered. Raises ``DataError`` for input that cannot be read or has no rows,
+    The journal is gone when all rows of the input are answered. Raises ``DataError`` for input that cannot be read or has no rows,
     ``OutputError`` for output that cannot be written, and ``Interrupted`` on Ctrl-C or when it was stopped.
     """
     with contextlib.ExitStack() as stack:
@@ -108,7 +108,7 @@ def run(
             raise type(error)(error.what, "; ".join(filter(None, (error.hint, files.promise())))) from error
         if not job.written:
             raise DataError(f"{files.input_name} has no rows", "give one JSON object a line")
-        if not job.failed:
+        if not job.failed and not job.limited:
             files.finish()
     return JobResult(job.done, job.failed, job.known)
 
@@ -152,7 +152,7 @@ class _Job:
         self._waiting: dict[int, _Finished] = {}  # lines to write by place
         self._asked = self._taken = 0  # rows given to the answerer, places given out
         self._bytes = self._bytes_known = self._tokens = 0
-        self.read = False  # whether the input has no more rows
+        self.read = self.limited = False  # whether the input has no more rows, and whether it is only left at that
         self.written = self.done = self.failed = self.known = 0
 
     @property
@@ -185,6 +185,7 @@ class _Job:
                 self._asked += 1
                 yield row
             if self._taken == self._options.limit:
+                self.limited = True
                 break
         self.read = True
 

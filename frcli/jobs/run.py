@@ -87,8 +87,9 @@ def run(
     OpenAI rows that name none are told. ``limit`` ends the job after so many rows, blank lines not counted. When
     ``stopping()`` turns true, the rows that are being answered are finished and no other is begun.
 
-    The journal is gone when all rows of the input are answered. Raises ``DataError`` for input that cannot be read or has no rows,
-    ``OutputError`` for output that cannot be written, and ``Interrupted`` on Ctrl-C or when it was stopped.
+    The journal is gone when all rows of the input are answered. Raises ``DataError`` for input that cannot be read or
+    has no rows, ``OutputError`` for output that cannot be written, and ``Interrupted`` on Ctrl-C or when it was
+    stopped.
     """
     with contextlib.ExitStack() as stack:
         lines, size = stack.enter_context(files.reading())

@@ -13,7 +13,7 @@ import itertools
 import os
 import queue
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -176,16 +176,14 @@ class Cluster:
                 raise ModelError("no Ray worker is left", "ray logs tells why; the same command goes on")
 
     def _staff(self) -> None:
-        """Start workers on nodes that have none."""
-        staffed = {crew.node for crew in self._crews}
+        """Start the workers that nodes have room for."""
+        staffed = Counter(crew.node for crew in self._crews)
         for node in self._ray.nodes():
-            name = node["NodeID"]
-            able = node["Alive"] and node["Resources"].get("CPU", 0) >= 1
-            if not able or name in staffed or self._losses.get(name, 0) >= _LOSSES:
-                continue
-            gpus = int(node["Resources"].get("GPU", 0)) if self._options.gpu_layers else 0
-            for _ in range(max(1, gpus)):
-                self._crews.append(self._hire(name, gpu=bool(gpus)))
+            name, has = node["NodeID"], node["Resources"]
+            gpus = int(has.get("GPU", 0)) if self._options.gpu_layers else 0
+            if node["Alive"] and has.get("CPU", 0) >= 1 and self._losses.get(name, 0) < _LOSSES:
+                for _ in range(max(1, gpus) - staffed[name]):
+                    self._crews.append(self._hire(name, gpu=bool(gpus)))
 
     def _hire(self, node: str, *, gpu: bool) -> _Crew:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

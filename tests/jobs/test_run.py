@@ -400,7 +400,8 @@ def test_a_folder_without_write_permission_is_refused(rows: Callable[..., Path],
     os.close(writer)
     with os.fdopen(reader) as said:
         assert said.read() == (
-            f"OutputError cannot write {folder / 'out.jsonl.journal'}: permission denied; choose another place"
+            f"OutputError cannot write {folder / 'out.jsonl.journal'}: permission denied; "
+            "choose a place that can be written to"
         )
     os.waitpid(child, 0)
     assert not list(folder.iterdir())

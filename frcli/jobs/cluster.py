@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import queue
+import socket
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +129,7 @@ class Cluster:
         except ImportError:
             raise MissingExtra("ray is not installed", 'install it with: pip install "frcli[ray]"') from None
         self._ray = ray
+        self._check_address()
         if not ray.is_initialized():
             self._ours = True
             try:
@@ -138,11 +140,23 @@ class Cluster:
                     logging_level="error",
                 )
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise FrcliError(
-                    f"cannot join the Ray cluster {self._address}: {str(error).splitlines()[0]}",
-                    "check the address, or use --ray local",
-                ) from error
+                raise self._unreachable(error) from error
         return self
+
+    def _check_address(self) -> None:
+        """Knock at the address: Ray itself would try for minutes."""
+        host, _, port = self._address.removeprefix("ray://").rpartition(":")
+        if host and port.isdigit():
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_LOOK).close()
+            except OSError as error:
+                raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> FrcliError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return FrcliError(
+            f"cannot join the Ray cluster {self._address}: {reason}", "check the address, or use --ray local"
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -39,7 +39,7 @@ test: bundle lint
 
 $(VENV)/.extras: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --editable ".[train,eval]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,eval,ray]"
 	touch $@
 
 test-all: bundle lint $(VENV)/.extras

@@ -146,11 +146,12 @@ class Settings:
         from frcli.decode.sampler import Sampling  # numpy takes a while: not for --help
 
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["sampling"]}
-        sampling = Sampling(**({**values, "logit_bias": self._biases()} | overrides))
+        sampling = Sampling(**({**values, "logit_bias": self.biases()} | overrides))
         sampling.validate()
         return sampling
 
-    def _biases(self) -> dict[int, float]:
+    def biases(self) -> dict[int, float]:
+        """What is added to the logits of tokens, by token id; raises ``UsageError`` for what cannot be read."""
         biases = {}
         for text in self.logit_bias:
             token, _, value = text.partition("=")

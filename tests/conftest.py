@@ -22,6 +22,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _missing("needs the train extra (torch): make test-all installs it")
     if item.get_closest_marker("eval") and importlib.util.find_spec("lm_eval") is None:
         _missing("needs the eval extra (lm-eval): make test-all installs it")
+    if item.get_closest_marker("ray") and importlib.util.find_spec("ray") is None:
+        _missing("needs the ray extra: make test-all installs it")
     if item.get_closest_marker("browser") and not any(map(shutil.which, BROWSERS)):
         _missing(f"needs one of {', '.join(BROWSERS)}")
     if item.get_closest_marker("bundle") and not _bundle_is_here():

@@ -13,12 +13,13 @@ from typing import Any
 
 
 class StopFlag:
-    """While it is entered, Ctrl-C makes ``flag()`` true; a second Ctrl-C raises ``KeyboardInterrupt``.
+    """While it is entered, Ctrl-C, or another ``wish``, makes ``flag()`` true; the second raises ``KeyboardInterrupt``.
 
     Outside the main thread, where Python takes no signals, it stays false unless :meth:`stop` is called.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wish: signal.Signals = signal.SIGINT) -> None:
+        self._wish = wish
         self._stopped = False
         self._before: Any = None
 
@@ -36,12 +37,12 @@ class StopFlag:
 
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            self._before = signal.signal(self._wish, self._on_signal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(self._wish, self._before)
             self._before = None

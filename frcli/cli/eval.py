@@ -174,7 +174,7 @@ def compare_policies(
     at_once = sequences(parallel)
     _need_harness()
     from frcli.evaluation.comparison import Plan, compare
-    from frcli.evaluation.journal import Journal
+    from frcli.journal import Journal
 
     opened = read_bundle(bundle)
     own = opened.manifest.defaults.policy

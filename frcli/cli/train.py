@@ -269,9 +269,9 @@ def pairs(
     from frcli.decode.engine import Engine, Options
     from frcli.decode.sampler import Sampling
     from frcli.errors import DataError, Interrupted, OutputError
-    from frcli.evaluation.journal import Journal
     from frcli.evaluation.pairs import Counts, make_pairs, question_of
     from frcli.examples import read_rows
+    from frcli.journal import Journal
 
     if out.exists() and not force:
         raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")

@@ -16,13 +16,22 @@ ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token's bytes, the natural logarithm of its probability, and the likeliest tokens at its place with theirs."""
+
+    text: bytes
+    logprob: float
+    top: tuple[tuple[bytes, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """A finished answer.
 
     ``finish_reason`` is ``eos``, ``stop`` (a stop string), ``length`` (max tokens), ``context`` (the context is full)
     or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write, and ``calls`` the calls
     of models that the answer took part in. Times are in seconds: ``first_token`` from the start to the first token,
-    ``seconds`` in all.
+    ``seconds`` in all. ``logprobs`` has the scores of the text's tokens where they were asked for.
     """
 
     text: str
@@ -34,6 +43,7 @@ class Answer:
     first_token: float = 0.0
     seconds: float = 0.0
     calls: int = 0
+    logprobs: tuple[TokenScore, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:

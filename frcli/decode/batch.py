@@ -7,25 +7,30 @@ own, seeded by its own settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from frcli.decode.answer import Answer, Transcript
+from frcli.decode.logprobs import ScoringSampler
 from frcli.decode.loop import Decoder, Step
 from frcli.decode.reading import Cancelled
 from frcli.decode.sampler import Sampler, Sampling
-from frcli.decode.window import Continuation
+from frcli.decode.window import Continuation, TokenSampler
 from frcli.errors import FrcliError
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be answered: the prompt's token ids, how to sample, and where to stop (``max_tokens`` 0: no limit)."""
+    """What is to be answered: the prompt's token ids, how to sample, and where to stop (``max_tokens`` 0: no limit).
+
+    ``logprobs`` is how many alternatives to each token are wanted beside its own log probability; None for neither.
+    """
 
     prompt: Sequence[int]
     sampling: Sampling
     max_tokens: int = 0
     stops: Sequence[str] = ()
+    logprobs: int | None = None
 
 
 class BatchEngine(Protocol):
@@ -42,8 +47,8 @@ class BatchEngine(Protocol):
     def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> Sampler:
         """A sampler that has seen the prompt."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for; those of control tokens only if ``special``."""
 
 
 @dataclass(slots=True)
@@ -106,9 +111,11 @@ class _Batch:
 
     def begin(self, number: int, request: Request) -> FrcliError | None:
         """Put a request into a free sequence; the error if it cannot be."""
-        sampler = None
+        sampler: TokenSampler | None = None
         try:
             sampler = self._engine.sampler(request.sampling, request.prompt)
+            if request.logprobs is not None:
+                sampler = ScoringSampler(sampler, request.logprobs)
             seq = self._engine.decoder.nearest(self.free, request.prompt)
             continuation = self._engine.decoder.begin(seq, request.prompt, sampler, request.max_tokens)
         except FrcliError as error:
@@ -154,4 +161,8 @@ class _Batch:
         running.continuation.sampler.close()
         self.free.append(seq)
         running.transcript.rest()
-        return running.number, running.transcript.answer()
+        answer = running.transcript.answer()
+        sampler = running.continuation.sampler
+        if isinstance(sampler, ScoringSampler):
+            answer = replace(answer, logprobs=sampler.scores(answer, self._engine.piece))
+        return running.number, answer

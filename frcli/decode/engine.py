@@ -46,6 +46,22 @@ class Options:
     draft: str = AUTO
 
 
+def setting_of(bundle: Bundle, options: Options) -> list[object]:
+    """Everything that an answer depends on beside its prompt and how it is sampled, plain JSON: the files by their
+    sha256, the policy as it is spelt, its settings, the context, and drafts, which decide near-ties.
+    """
+    defaults, router = bundle.manifest.defaults, bundle.router_model()
+    return [
+        [artifact.sha256 or file_sha256(artifact.path) for artifact in bundle.artifacts()],
+        router.name if router else None,
+        options.policy or defaults.policy,
+        defaults.gamma if options.gamma is None else options.gamma,
+        options.sharp,
+        options.context or defaults.context,
+        options.draft,
+    ]
+
+
 class Engine:
     """The experts and the router of a bundle under one policy; a context manager.
 
@@ -126,19 +142,8 @@ class Engine:
 
     @property
     def setting(self) -> list[object]:
-        """Everything that an answer depends on beside its prompt and how it is sampled, plain JSON: the files by their
-        sha256, the policy as it is spelt, its settings, the context, and drafts, which decide near-ties.
-        """
-        defaults, router = self.bundle.manifest.defaults, self.bundle.router_model()
-        return [
-            [artifact.sha256 or file_sha256(artifact.path) for artifact in self.bundle.artifacts()],
-            router.name if router else None,
-            self.options.policy or defaults.policy,
-            defaults.gamma if self.options.gamma is None else self.options.gamma,
-            self.options.sharp,
-            self.context,
-            self.options.draft,
-        ]
+        """Everything that an answer depends on beside its prompt and how it is sampled (:func:`setting_of`)."""
+        return setting_of(self.bundle, self.options)
 
     @property
     def router(self) -> OnnxRouter | None:
@@ -295,9 +300,9 @@ class Engine:
         sampler.accept_prompt(prompt)
         return sampler
 
-    def piece(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for control tokens."""
-        return self.base.piece(token)
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The bytes that a token stands for; those of control tokens only if ``special``."""
+        return self.base.piece(token, special=special)
 
     def close(self) -> None:
         """Free contexts first, then the router, then the models that the contexts use."""

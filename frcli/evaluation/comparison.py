@@ -32,8 +32,8 @@ from frcli.decode.engine import Engine
 from frcli.decode.loop import Step
 from frcli.errors import DataError, FrcliError, UsageError
 from frcli.evaluation import logiglue
-from frcli.evaluation.journal import Journal, key_of
 from frcli.evaluation.significance import paired, standard_error
+from frcli.journal import Journal, key_of
 from frcli.tokens import TextStream
 
 if TYPE_CHECKING:

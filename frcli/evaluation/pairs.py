@@ -12,8 +12,8 @@ from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
 from frcli.errors import ContextError, FrcliError
 from frcli.evaluation.grading import run_tests, same_number, same_option
-from frcli.evaluation.journal import Journal, key_of
 from frcli.examples import Example, Pair, example_of
+from frcli.journal import Journal, key_of
 
 
 @dataclass(frozen=True, slots=True)

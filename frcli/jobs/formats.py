@@ -1,22 +1,20 @@
-"""Lines of batch files: the three forms that a row may have, and what is written for each.
+"""Rows of batch files: the three forms that a line may have.
 
     {"prompt": TEXT}                                          with custom_id (or id) and sampling settings at will
     {"messages": [{"role": ..., "content": ...}, ...]}        the same
     {"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...]}}
     {"custom_id": ..., "method": "POST", "url": "/v1/completions", "body": {"prompt": TEXT}}
 
-The first two are answered by ``{"id", "text", "finish_reason", "usage"}``, where ``id`` is the row's own or the number
-of its line, and the last two in the shape of OpenAI's batch output. Fields that are not known are refused by name, so
-that a setting with a typing error does not silently do nothing.
+Fields that are not known are refused by name, so that a setting with a typing error does not silently do nothing; a
+lenient reader keeps them as the row's ``extra``, which is written with its answer.
 """
 
 from __future__ import annotations
 
 import json
-import time
-import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import (
     AfterValidator,
@@ -29,23 +27,26 @@ from pydantic import (
     model_validator,
 )
 
-if TYPE_CHECKING:
-    from frcli.decode.answer import Answer
+from frcli.decode.json_schema import ANY_OBJECT, grammar_of
+from frcli.errors import UsageError
 
 Shape = Literal["bare", "chat", "completion"]
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 _OPENAI_KEYS = frozenset({"method", "url", "body"})
-_OPENAI_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
 _SHOWN_PROBLEMS = 3
+_MOST_CHOICES = 128
+_MOST_RIVALS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One request. Either ``prompt`` or ``messages`` is given.
 
-    ``sampling`` holds what the row sets itself, by the names of :class:`frcli.decode.sampler.Sampling`; ``max_tokens``
-    and ``stop`` are None where the row says nothing. ``line`` counts from 1.
+    ``id`` is the row's own if it is ``named``, else the number of its ``line``, which counts from 1. ``sampling`` holds
+    what the row sets itself, by the names of :class:`frcli.decode.sampler.Sampling`; ``max_tokens`` and ``stop`` are
+    None where the row says nothing. ``n`` answers are wanted, and with ``logprobs`` the log probabilities of their
+    tokens and of so many others at the same place. ``extra`` are fields that nobody knows.
     """
 
     line: int
@@ -57,6 +58,10 @@ class Row:
     stop: tuple[str, ...] | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     model: str | None = None
+    n: int = 1
+    logprobs: int | None = None
+    named: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,29 @@ class _Message(_Strict):
     content: Annotated[str, BeforeValidator(_joined_parts)]
 
 
+class _NamedSchema(_Strict):
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+    schema_: Annotated[Any, Field(alias="schema")] = True
+
+
+class _Format(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> _Format:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema")
+        return self
+
+    def grammar(self) -> str:
+        if self.type == "text":
+            return ""
+        return grammar_of(ANY_OBJECT if self.json_schema is None else self.json_schema.schema_)
+
+
 class _Settings(_Strict):
     max_tokens: _Count | None = None
     temperature: float | None = None
@@ -113,12 +141,15 @@ class _Settings(_Strict):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: Annotated[list[_Text] | None, BeforeValidator(_as_list)] = None
+    response_format: _Format | None = None
 
     def settings(self) -> dict[str, Any]:
         """The fields of a Row that these say."""
         names = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         stop = None if self.stop is None else tuple(self.stop)
+        if self.response_format is not None:
+            given["grammar"] = self.response_format.grammar()
         return {"max_tokens": self.max_tokens, "stop": stop, "sampling": given}
 
 
@@ -132,9 +163,9 @@ class _Bare(_Settings):
             raise ValueError("give custom_id or id, not both")
         return self
 
-    def own_id(self, line: int) -> str | int:
+    def own_id(self, line: int) -> dict[str, Any]:
         given = self.id if self.custom_id is None else self.custom_id
-        return line if given is None else given
+        return {"id": line if given is None else given, "named": given is not None}
 
 
 class _PromptRow(_Bare):
@@ -148,12 +179,13 @@ class _MessagesRow(_Bare):
 class _Body(_Settings):
     model: str | None = None
     user: str | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int | None, Field(ge=1, le=_MOST_CHOICES)] = None
     stream: Literal[False] | None = None
     logit_bias: dict[str, float] | None = None
 
     def settings(self) -> dict[str, Any]:
         given = super().settings()
+        given["n"] = self.n or 1
         if self.logit_bias:
             given["sampling"]["logit_bias"] = {int(token): bias for token, bias in self.logit_bias.items()}
         return given
@@ -169,22 +201,30 @@ class _Body(_Settings):
 class _ChatBody(_Body):
     messages: list[_Message]
     max_completion_tokens: _Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=_MOST_RIVALS)] = None
 
     @model_validator(mode="after")
-    def _one_limit(self) -> _ChatBody:
+    def _go_together(self) -> _ChatBody:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("give max_tokens or max_completion_tokens, not both")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs true")
         return self
 
     def settings(self) -> dict[str, Any]:
         given = super().settings()
         if self.max_completion_tokens is not None:
             given["max_tokens"] = self.max_completion_tokens
-        return given
+        return {**given, "logprobs": (self.top_logprobs or 0) if self.logprobs else None}
 
 
 class _CompletionBody(_Body):
     prompt: str
+    logprobs: Annotated[int | None, Field(ge=0, le=_MOST_RIVALS)] = None
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "logprobs": self.logprobs}
 
 
 class _OpenAIRow(_Strict):
@@ -198,8 +238,11 @@ class _Refused(Exception):
     """A line that is no request; says why."""
 
 
-def read_row(line: bytes, number: int) -> Row | BadRow:
-    """Return the request that a line of JSON holds, or what is wrong with it; ``number`` counts lines from 1."""
+def read_row(line: bytes, number: int, *, lenient: bool = False) -> Row | BadRow:
+    """Return the request that a line of JSON holds, or what is wrong with it; ``number`` counts lines from 1.
+
+    ``lenient`` keeps fields that are not known instead of refusing them.
+    """
     row_id: str | int = number
     shape: Shape = "bare"
     try:
@@ -207,58 +250,15 @@ def read_row(line: bytes, number: int) -> Row | BadRow:
         row_id = _readable_id(content, number)
         if _OPENAI_KEYS & content.keys():
             shape = "completion" if content.get("url") == COMPLETION_URL else "chat"
-            row = _openai_row(content, number)
+            row = _openai_row(content, number, lenient)
         else:
-            row = _bare_row(content, number)
+            row = _bare_row(content, number, lenient)
         _check_text(row)
         return row
     except ValidationError as error:
         return BadRow(number, row_id, shape, f"line {number}: {_problems(error)}")
-    except _Refused as error:
+    except (_Refused, UsageError) as error:
         return BadRow(number, row_id, shape, f"line {number}: {error}")
-
-
-def answered(row: Row, answer: Answer, model: str) -> dict[str, Any]:
-    """Return the line to write for a row that has been answered; ``model`` is named where the row names none."""
-    usage: dict[str, Any] = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-    experts = dict(answer.experts)
-    if row.shape == "bare":
-        return {
-            "id": row.id,
-            "text": answer.text,
-            "finish_reason": answer.finish_reason,
-            "usage": {**usage, "experts": experts},
-        }
-    choice: dict[str, Any] = {"index": 0}
-    if row.shape == "chat":
-        choice["message"] = {"role": "assistant", "content": answer.text}
-    else:
-        choice["text"] = answer.text
-    choice |= {"logprobs": None, "finish_reason": _OPENAI_REASONS[answer.finish_reason]}
-    usage |= {"total_tokens": answer.prompt_tokens + answer.completion_tokens, "experts": experts}
-    body = {
-        "id": ("chatcmpl-" if row.shape == "chat" else "cmpl-") + uuid.uuid4().hex,
-        "object": "chat.completion" if row.shape == "chat" else "text_completion",
-        "created": int(time.time()),
-        "model": row.model or model,
-        "choices": [choice],
-        "usage": usage,
-    }
-    response = {"status_code": 200, "request_id": f"req_{uuid.uuid4().hex}", "body": body}
-    return {"id": _batch_id(), "custom_id": row.id, "response": response, "error": None}
-
-
-def failed(row: Row | BadRow, code: str, message: str) -> dict[str, Any]:
-    """Return the line to write for a row that has failed; bare rows have no place for the ``code``."""
-    if row.shape == "bare":
-        return {"id": row.id, "error": {"message": message}}
-    custom_id = row.id if isinstance(row.id, str) else None
-    return {
-        "id": _batch_id(),
-        "custom_id": custom_id,
-        "response": None,
-        "error": {"code": code, "message": message},
-    }
 
 
 def _json(line: bytes) -> dict[str, Any]:
@@ -296,34 +296,60 @@ def _unicode(name: str, text: str | int) -> str | int:
     return text
 
 
-def _bare_row(content: dict[str, Any], number: int) -> Row:
+def _bare_row(content: dict[str, Any], number: int, lenient: bool) -> Row:
     if "messages" in content:
-        chat = _MessagesRow.model_validate(content)
+        known, extra = _known(_MessagesRow, content, lenient)
+        chat = _MessagesRow.model_validate(known)
         messages = tuple(message.model_dump() for message in chat.messages)
-        return Row(number, chat.own_id(number), "bare", messages=messages, **chat.settings())
+        return Row(number, **chat.own_id(number), shape="bare", messages=messages, extra=extra, **chat.settings())
     if "prompt" in content:
-        plain = _PromptRow.model_validate(content)
-        return Row(number, plain.own_id(number), "bare", prompt=plain.prompt, **plain.settings())
+        known, extra = _known(_PromptRow, content, lenient)
+        plain = _PromptRow.model_validate(known)
+        return Row(number, **plain.own_id(number), shape="bare", prompt=plain.prompt, extra=extra, **plain.settings())
     raise _Refused("there is no prompt and there are no messages")
 
 
-def _openai_row(content: dict[str, Any], number: int) -> Row:
-    request = _OpenAIRow.model_validate(content)
+def _openai_row(content: dict[str, Any], number: int, lenient: bool) -> Row:
+    known, extra = _known(_OpenAIRow, content, lenient)
+    request = _OpenAIRow.model_validate(known)
     try:
-        return _body_row(request, number)
+        return _body_row(request, number, lenient, extra)
     except ValidationError as error:
         raise _Refused(_problems(error, inside="body.")) from error
 
 
-def _body_row(request: _OpenAIRow, number: int) -> Row:
-    if request.url == CHAT_URL:
-        chat = _ChatBody.model_validate(request.body)
-        messages = tuple(message.model_dump() for message in chat.messages)
-        return Row(number, request.custom_id, "chat", messages=messages, model=chat.model, **chat.settings())
-    if request.url == COMPLETION_URL:
-        plain = _CompletionBody.model_validate(request.body)
-        return Row(number, request.custom_id, "completion", prompt=plain.prompt, model=plain.model, **plain.settings())
-    raise _Refused(f"the url is {request.url!r}, it must be {CHAT_URL} or {COMPLETION_URL}")
+def _body_row(request: _OpenAIRow, number: int, lenient: bool, extra: dict[str, Any]) -> Row:
+    forms: Mapping[str, tuple[Shape, type[_ChatBody] | type[_CompletionBody]]] = {
+        CHAT_URL: ("chat", _ChatBody),
+        COMPLETION_URL: ("completion", _CompletionBody),
+    }
+    if request.url not in forms:
+        raise _Refused(f"the url is {request.url!r}, it must be {CHAT_URL} or {COMPLETION_URL}")
+    shape, form = forms[request.url]
+    known, more = _known(form, request.body, lenient)
+    body = form.model_validate(known)
+    given = body.settings()
+    if isinstance(body, _ChatBody):
+        given["messages"] = tuple(message.model_dump() for message in body.messages)
+    else:
+        given["prompt"] = body.prompt
+    extra = {**extra, "body": more} if more else extra
+    return Row(number, request.custom_id, shape, model=body.model, named=True, extra=extra, **given)
+
+
+def _known(form: type[BaseModel], content: dict[str, Any], lenient: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields that ``form`` has, and those that it has not; all are taken to be known where nothing is lenient."""
+    if not lenient:
+        return content, {}
+    known = {name: value for name, value in content.items() if name in form.model_fields}
+    messages = known.get("messages")
+    if isinstance(messages, list):  # what else a message says of itself goes without saying
+        fields = _Message.model_fields
+        known["messages"] = [
+            {name: each[name] for name in each if name in fields} if isinstance(each, dict) else each
+            for each in messages
+        ]
+    return known, {name: value for name, value in content.items() if name not in known}
 
 
 def _check_text(row: Row) -> None:
@@ -342,6 +368,8 @@ def _check_text(row: Row) -> None:
         _unicode("stop", stop)
     if row.model is not None:
         _unicode("model", row.model)
+    if row.extra:
+        _unicode("a field", json.dumps(row.extra, ensure_ascii=False))
 
 
 def _problems(error: ValidationError, inside: str = "") -> str:
@@ -359,7 +387,3 @@ def _problems(error: ValidationError, inside: str = "") -> str:
             told.append(f"{place.rstrip('.')}: {message}" if place else message)
     more = f" and {len(told) - _SHOWN_PROBLEMS} more" if len(told) > _SHOWN_PROBLEMS else ""
     return "; ".join(told[:_SHOWN_PROBLEMS]) + more
-
-
-def _batch_id() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"

@@ -103,6 +103,10 @@ def test_each_row_has_a_random_stream_of_its_own(frcli: Run, rows: Callable[...,
     # The second row alone, with the seed that it had: nothing depends on the row before it.
     _, alone = generate(frcli, rows({"prompt": "same", "seed": 11}), *flags, "--force")
     assert alone[0]["text"] == answers[1]["text"]
+    # An id takes the place of the line: a row that has one is answered the same wherever it is.
+    _, named = generate(frcli, rows({"prompt": "x"}, {"prompt": "same", "id": "a"}), *flags, "--force")
+    _, first = generate(frcli, rows({"prompt": "same", "id": "a"}), *flags, "--force")
+    assert named[1]["text"] == first[0]["text"]
 
 
 def test_a_row_wins_over_the_flags(frcli: Run, rows: Callable[..., Path]) -> None:
@@ -146,19 +150,134 @@ def test_what_cannot_be_begun(frcli: Run, flags: list[str], code: int, said: str
     assert ran.err.count("\n") == 1
 
 
-def test_ctrl_c_keeps_the_rows_that_are_done(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_log_probabilities_are_those_of_the_fused_distribution(
+    frcli: Run, rows: Callable[..., Path], trio: Bundle, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRCLI_CACHE", environ["FRCLI_CACHE"])
+    body = {"prompt": "Once", "max_tokens": 6, "logprobs": 3, "temperature": 2, "seed": 4}
+    chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "logprobs": True, "n": 2}
+    ran, answers = generate(
+        frcli,
+        rows(
+            {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body},
+            {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions", "body": chat},
+        ),
+    )
+    assert ran.code == 0
+    choice = answers[0]["response"]["body"]["choices"][0]
+    scores = choice["logprobs"]
+    assert "".join(scores["tokens"]) == choice["text"] or any("bytes:" in token for token in scores["tokens"])
+    with Engine(trio, Options(threads=1)) as engine:
+        # The same tokens forced upon the engine, whose likelihood is computed in another way.
+        from frcli.decode.scoring import score_many
+
+        prompt = engine.base.encode("Once", special=True)
+        steps = list(engine.steps(prompt, Sampling(temperature=2, seed=4), max_tokens=6))
+        tokens = [step.token for step in steps if step.finish != "eos"]
+        (likelihood,) = dict(score_many(engine, [(prompt, tokens)])).values()
+    assert sum(scores["token_logprobs"]) == pytest.approx(likelihood.logprob, abs=1e-3)
+    for token, logprob, top in zip(scores["tokens"], scores["token_logprobs"], scores["top_logprobs"], strict=True):
+        assert len(top) == 3
+        assert logprob <= max(top.values()) <= 0
+        assert top.get(token, logprob) == logprob
+    both = answers[1]["response"]["body"]["choices"]
+    assert len(both) == 2
+    assert all(len(each["logprobs"]["content"]) in (3, 4) for each in both)
+    assert all(part["top_logprobs"] == [] for each in both for part in each["logprobs"]["content"])
+
+
+def test_several_answers_of_a_row_are_drawn_apart(frcli: Run, rows: Callable[..., Path]) -> None:
+    body = {"prompt": "Once", "max_tokens": 6, "temperature": 2, "seed": 4, "n": 5}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    _, answers = generate(frcli, rows(line), "--parallel", "2")
+    texts = [each["text"] for each in answers[0]["response"]["body"]["choices"]]
+    assert len(set(texts)) > 1
+    alone = {**line, "body": {**body, "n": 1}}
+    _, first = generate(frcli, rows(alone), "--force")
+    assert first[0]["response"]["body"]["choices"][0]["text"] == texts[0]
+
+
+def test_an_answer_keeps_to_a_schema(frcli: Run, rows: Callable[..., Path]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "y"]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    _, answers = generate(frcli, rows({"prompt": "one", "response_format": form}), "-n", "200")
+    assert set(json.loads(answers[0]["text"])) == {"a", "b"}
+
+
+def test_unknown_fields_are_refused_or_kept(frcli: Run, rows: Callable[..., Path]) -> None:
+    source = rows({"prompt": "one", "gold": 4}, {"prompt": "two"})
+    ran, answers = generate(frcli, source, "-n", "2")
+    assert ran.code == 3
+    assert "unknown field gold" in answers[0]["error"]["message"]
+    ran, answers = generate(frcli, source, "-n", "2", "--lenient")
+    assert ran.code == 0
+    assert (answers[0]["extra"], "extra" in answers[1]) == ({"gold": 4}, False)
+    assert "2 rows (1 were there), 0 failed" in ran.err
+
+
+def test_a_dry_run_counts_and_writes_nothing(frcli: Run, rows: Callable[..., Path]) -> None:
+    source = rows({"prompt": "one"}, {"prompt": "two", "max_tokens": 3}, {"prompt": "too long " * 300}, "{")
+    ran = frcli("generate", source, "-o", source.with_name("out.jsonl"), "-b", "trio", "-n", "7", "--dry-run")
+    assert ran.code == 0
+    told = dict(line.split(None, 1) for line in ran.out.splitlines())
+    assert told["rows"] == "4"
+    assert told["refused"].startswith("2 (line 3: the prompt has ")
+    assert told["answers"] == "at most 10 tokens"
+    assert [each.name for each in source.parent.iterdir()] == ["in.jsonl"]
+
+
+@pytest.fixture
+def started(tmp_path: Path, environ: dict[str, str]) -> Callable[..., subprocess.Popen[str]]:
+    """A long job in a process of its own that has answered a few rows."""
+
+    def start(source: Path, out: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "frcli", "generate", str(source), "-o", str(out), "-b", "trio", "-n", "4"]
+        process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+        journal = out.with_name(out.name + ".journal")
+        end = time.monotonic() + 120
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > 2) and time.monotonic() < end:
+            time.sleep(0.02)
+        return process
+
+    return start
+
+
+def kept(out: Path) -> list[dict[str, Any]]:
+    return read(out.with_name(out.name + ".journal"))
+
+
+@pytest.mark.parametrize("wish", [signal.SIGINT, signal.SIGTERM])
+def test_a_job_that_is_stopped_keeps_the_rows_that_are_done(
+    started: Callable[..., subprocess.Popen[str]], tmp_path: Path, wish: signal.Signals
+) -> None:
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"prompt": "one"}\n' * 100_000)
-    command = [sys.executable, "-m", "frcli", "generate", str(source), "-o", str(out), "-b", "trio", "-n", "4"]
-    process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
-    part = tmp_path / "out.jsonl.part"
-    end = time.monotonic() + 60
-    while not (part.exists() and part.read_text().count("\n") > 2) and time.monotonic() < end:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = started(source, out)
+    process.send_signal(wish)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130
     assert not out.exists()
-    kept = read(part)
-    assert kept[0]["id"] == 1
-    assert f"{len(kept)} finished rows are safe in {part}" in said.splitlines()[-1]
+    assert kept(out)[0]["record"]["id"] == 1
+    assert f"{len(kept(out))} finished rows are safe in {out}.journal" in said.splitlines()[-1]
+
+
+def test_a_job_that_was_killed_goes_on(
+    started: Callable[..., subprocess.Popen[str]], frcli: Run, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"custom_id": f"q{n}", "prompt": f"one {n}"}) + "\n" for n in range(40)))
+    process = started(source, out)
+    process.kill()
+    process.communicate()
+    known = out.with_name(out.name + ".journal").read_bytes().count(b"\n")
+    ran = frcli("generate", source, "-o", out, "-b", "trio", "-n", "4")
+    assert ran.code == 0
+    assert f"40 rows ({known} were there), 0 failed" in ran.err
+    answers = read(out)
+    assert [answer["id"] for answer in answers] == [f"q{n}" for n in range(40)]
+    _, whole = generate(frcli, source, "-n", "4", out=tmp_path / "whole.jsonl")
+    assert answers == whole

@@ -10,9 +10,9 @@ from bundles import write_bundle
 from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
 from frcli.decode.sampler import Sampling
-from frcli.evaluation.journal import Journal
 from frcli.evaluation.pairs import Counts, Question, make_pairs, question_of
 from frcli.examples import Example, Pair
+from frcli.journal import Journal
 
 WARM = Sampling(temperature=1.0, seed=7, logit_bias={2: 8.0})  # so that answers end, and soon
 ROWS = [

@@ -6,20 +6,20 @@ from typing import Any
 
 import pytest
 
-from frcli.decode.answer import Answer
-from frcli.jobs.formats import BadRow, Row, answered, failed, read_row
+from frcli.decode.json_schema import ANY_OBJECT, grammar_of
+from frcli.jobs.formats import BadRow, Row, read_row
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 
 
-def read(content: Any, number: int = 7) -> Row | BadRow:
-    return read_row(json.dumps(content).encode(), number)
+def read(content: Any, number: int = 7, *, lenient: bool = False) -> Row | BadRow:
+    return read_row(json.dumps(content).encode(), number, lenient=lenient)
 
 
-def good(content: Any) -> Row:
-    row = read(content)
+def good(content: Any, *, lenient: bool = False) -> Row:
+    row = read(content, lenient=lenient)
     assert isinstance(row, Row), row
     return row
 
@@ -33,9 +33,6 @@ def reason(content: Any) -> str:
 
 def openai(body: Any, url: str = CHAT, **changes: Any) -> dict[str, Any]:
     return {"custom_id": "a", "method": "POST", "url": url, "body": body, **changes}
-
-
-ANSWER = Answer("four", "eos", 11, 3, {"math": 2, "general": 1})
 
 
 def test_a_bare_prompt() -> None:
@@ -88,14 +85,46 @@ def test_settings_have_the_names_of_sampling() -> None:
 
 def test_openai_lines() -> None:
     chat = good(openai({"model": "m", "messages": HI, "max_tokens": 9, "n": 1, "stream": False, "user": "u"}))
-    assert chat == Row(7, "a", "chat", messages=tuple(HI), max_tokens=9, model="m")
+    assert chat == Row(7, "a", "chat", messages=tuple(HI), max_tokens=9, model="m", named=True)
     assert good(openai({"messages": HI, "max_completion_tokens": 4})).max_tokens == 4
     plain = good(openai({"prompt": "x", "stop": ["."]}, COMPLETION))
-    assert plain == Row(7, "a", "completion", prompt="x", stop=(".",))
+    assert plain == Row(7, "a", "completion", prompt="x", stop=(".",), named=True)
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     assert good(openai({"messages": [{"role": "user", "content": parts}]})).messages == (
         {"role": "user", "content": "ab"},
     )
+
+
+def test_several_answers_and_their_log_probabilities() -> None:
+    assert (good(openai({"messages": HI, "n": 3, "logprobs": True})).n) == 3
+    assert good(openai({"messages": HI, "logprobs": True})).logprobs == 0
+    assert good(openai({"messages": HI, "logprobs": True, "top_logprobs": 5})).logprobs == 5
+    assert good(openai({"messages": HI, "logprobs": False})).logprobs is None
+    assert good(openai({"prompt": "x", "logprobs": 2}, COMPLETION)).logprobs == 2
+
+
+def schema(of: Any) -> dict[str, Any]:
+    return {"messages": HI, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": of}}}
+
+
+def test_a_response_format_is_a_grammar() -> None:
+    of = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    assert good(openai(schema(of))).sampling == {"grammar": grammar_of(of)}
+    anything = {"messages": HI, "response_format": {"type": "json_object"}}
+    assert good(openai(anything)).sampling == {"grammar": grammar_of(ANY_OBJECT)}
+    assert good(openai({"messages": HI, "response_format": {"type": "text"}})).sampling == {"grammar": ""}
+    assert good({"prompt": "x", "response_format": {"type": "json_object"}}).sampling == {
+        "grammar": grammar_of(ANY_OBJECT)
+    }
+
+
+def test_a_lenient_reader_keeps_what_it_does_not_know() -> None:
+    assert good({"prompt": "x", "gold": 4, "max_tokens": 2}, lenient=True).extra == {"gold": 4}
+    told = [{**HI[0], "name": "me"}]
+    row = good(openai({"messages": told, "functions": [1]}, priority=2), lenient=True)
+    assert row.messages == tuple(HI)
+    assert row.extra == {"priority": 2, "body": {"functions": [1]}}
+    assert isinstance(read({"prompt": "x", "max_tokens": "2"}, lenient=True), BadRow)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +159,16 @@ def test_openai_lines() -> None:
         (openai({"messages": HI}, method="GET"), "method: input should be 'POST'"),
         (openai({"input": "x"}, "/v1/embeddings"), "the url is '/v1/embeddings'"),
         (openai({"messages": HI, "functions": []}), "unknown field body.functions"),
-        (openai({"messages": HI, "n": 2}), "body.n: input should be 1"),
+        (openai({"messages": HI, "n": 0}), "body.n: input should be greater than or equal to 1"),
+        (openai({"messages": HI, "top_logprobs": 2}), "top_logprobs needs logprobs true"),
+        (openai({"messages": HI, "logprobs": 2}), "body.logprobs: input should be a valid boolean"),
+        (openai({"messages": HI, "logprobs": True, "top_logprobs": 21}), "less than or equal to 20"),
+        (openai({"messages": HI, "response_format": {"type": "xml"}}), "body.response_format.type: input should be"),
+        (openai({"messages": HI, "response_format": {"type": "json_schema"}}), "json_schema belongs to the type"),
+        (
+            openai(schema({"type": "string", "pattern": "a+"})),
+            "the schema's pattern is nothing that",
+        ),
         (openai({"messages": HI, "stream": True}), "body.stream: input should be False"),
         (openai({"prompt": "x"}), "body.messages is missing"),
         (openai({"prompt": ["x", "y"]}, COMPLETION), "body.prompt: input should be a valid string"),
@@ -176,57 +214,3 @@ def test_a_bad_row_keeps_its_id_and_shape() -> None:
     assert isinstance(plain, BadRow)
     assert (plain.id, plain.shape) == ("b", "completion")
     assert read({"prompt": "", "id": 5}).id == 5
-
-
-def test_the_answer_to_a_bare_row() -> None:
-    assert answered(good({"prompt": "x", "custom_id": "q"}), ANSWER, "quartet") == {
-        "id": "q",
-        "text": "four",
-        "finish_reason": "eos",
-        "usage": {"prompt_tokens": 11, "completion_tokens": 3, "experts": {"math": 2, "general": 1}},
-    }
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [("eos", "stop"), ("stop", "stop"), ("length", "length"), ("context", "length")]
-)
-def test_the_answer_to_a_chat_line_has_openais_shape(ours: str, theirs: str) -> None:
-    record = answered(good(openai({"messages": HI})), Answer("four", ours, 11, 3, {"math": 3}), "quartet")
-    body = record["response"].pop("body")
-    assert record.pop("id").startswith("batch_req_")
-    assert record["response"].pop("request_id").startswith("req_")
-    assert record == {"custom_id": "a", "response": {"status_code": 200}, "error": None}
-    assert body.pop("id").startswith("chatcmpl-")
-    assert isinstance(body.pop("created"), int)
-    assert body == {
-        "object": "chat.completion",
-        "model": "quartet",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "four"},
-                "logprobs": None,
-                "finish_reason": theirs,
-            }
-        ],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14, "experts": {"math": 3}},
-    }
-
-
-def test_the_answer_to_a_completion_line() -> None:
-    record = answered(good(openai({"prompt": "x", "model": "mine"}, COMPLETION)), ANSWER, "quartet")
-    body = record["response"]["body"]
-    assert (body["object"], body["model"]) == ("text_completion", "mine")
-    assert body["id"].startswith("cmpl-")
-    assert body["choices"] == [{"index": 0, "text": "four", "logprobs": None, "finish_reason": "stop"}]
-    assert body["usage"]["total_tokens"] == 14
-
-
-def test_failed_rows() -> None:
-    assert failed(good({"prompt": "x"}), "server_error", "no") == {"id": 7, "error": {"message": "no"}}
-    record = failed(good(openai({"messages": HI})), "server_error", "no")
-    assert record.pop("id").startswith("batch_req_")
-    assert record == {"custom_id": "a", "response": None, "error": {"code": "server_error", "message": "no"}}
-    nameless = read({"method": "POST", "url": CHAT, "body": {}})
-    assert isinstance(nameless, BadRow)
-    assert failed(nameless, "invalid_request", nameless.reason)["custom_id"] is None

@@ -14,6 +14,9 @@ from frcli.tokens import Span, TextStream
 
 ALL = "all"
 
+# A token's text, the experts that wrote it, and the routing weights (None without router).
+Written = tuple[str, tuple[str, ...], tuple[float, ...] | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -135,3 +138,20 @@ class Writing:
             pass
         assert self.answer is not None
         return self.answer
+
+
+def written_tokens(steps: Sequence[Step], piece: Callable[[int], bytes], stops: Sequence[str] = ()) -> list[Written]:
+    """Each token of an answer: text that is not whole yet goes to the token that completes it; weights are rounded to
+    3 digits.
+    """
+    stream = TextStream(stops)
+    texts = [""] * len(steps)
+    for number, step in enumerate(steps):
+        for span in stream.push(b"" if step.finish == "eos" else piece(step.token), str(number)):
+            texts[int(span.tag)] += span.text
+    for span in stream.finish():
+        texts[int(span.tag)] += span.text
+    return [
+        (text, step.experts, None if step.weights is None else tuple(round(weight, 3) for weight in step.weights))
+        for text, step in zip(texts, steps, strict=True)
+    ]

@@ -132,6 +132,13 @@ class Settings:
     grammar_file: str | None = _setting(None, TEXT, "File with the GBNF grammar.")
     system: str | None = _setting(None, TEXT, "System prompt.")
     show_experts: bool = _setting(False, SWITCH, "Colour the text by the expert that wrote it.")
+    marks: bool = _setting(
+        False, SWITCH, "Underline each expert's text in a way of its own, beside its colour or without colours."
+    )
+    markdown: bool = _setting(True, SWITCH, "Draw headings, lists, emphasis and code of answers on a terminal.")
+    history: bool = _setting(
+        True, SWITCH, "Keep conversations and what was typed in the user's data folder.", fixed=True
+    )
     draft: str = _setting(
         "auto", TEXT, "Tokens to draft at a time: a number, off, or auto for as many as pay.", fixed=True
     )

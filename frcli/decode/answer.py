@@ -24,8 +24,8 @@ class Answer:
 
     ``finish_reason`` is ``eos``, ``stop`` (a stop string), ``length`` (max tokens), ``context`` (the context is full)
     or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write, and ``calls`` the calls
-    of models that the answer took part in. Times are in seconds: ``first_token`` from the start to the first token,
-    ``seconds`` in all.
+    of models that the answer took part in; of ``proposed`` drafts ``accepted`` became tokens. Times are in seconds:
+    ``first_token`` from the start to the first token, ``seconds`` in all.
     """
 
     text: str
@@ -37,6 +37,8 @@ class Answer:
     first_token: float = 0.0
     seconds: float = 0.0
     calls: int = 0
+    proposed: int = 0
+    accepted: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -57,6 +59,7 @@ class Transcript:
         self._spans: list[Span] = []
         self._experts: Counter[str] = Counter()
         self._written, self._calls, self._first = 0, 0, 0.0
+        self._proposed, self._accepted = 0, 0
         self._began = time.perf_counter()
         self._reason = "cancelled"
 
@@ -69,6 +72,8 @@ class Transcript:
         """Take the next step; return the text that is finished by it."""
         self._written += 1
         self._calls += step.calls
+        self._proposed += step.proposed
+        self._accepted += step.drafted
         self._first = self._first or time.perf_counter() - self._began
         self._experts.update(step.experts)
         tag = step.experts[0] if len(step.experts) == 1 else ALL
@@ -98,6 +103,8 @@ class Transcript:
             self._first,
             time.perf_counter() - self._began,
             self._calls,
+            self._proposed,
+            self._accepted,
         )
 
 

@@ -27,16 +27,19 @@ def legend(experts: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, f"e{number % _STYLES}") for number, name in enumerate(experts)]
 
 
-def drawn(tokens: Iterable[Sequence[Any]], experts: Sequence[str]) -> list[tuple[str, str, str]]:
+def drawn(
+    tokens: Iterable[Sequence[Any]], experts: Sequence[str], routed: Sequence[str] | None = None
+) -> list[tuple[str, str, str]]:
     """Tokens (text, experts, weights or None) as text, class, and what a pointer shows: who wrote it, and the routing
-    weights of all experts.
+    weights, which are those of ``routed`` (the same as ``experts`` if not given).
     """
+    routed = experts if routed is None else routed
     styles = dict(legend(experts))
     result = []
     for text, names, weights in tokens:
         style = styles.get(names[0], "several") if len(names) == 1 else "several"
         shown = ", ".join(names)
         if weights is not None:
-            shown += "\n" + "  ".join(f"{name} {weight:+.2f}" for name, weight in zip(experts, weights, strict=True))
+            shown += "\n" + "  ".join(f"{name} {weight:+.2f}" for name, weight in zip(routed, weights, strict=True))
         result.append((text, style, shown))
     return result

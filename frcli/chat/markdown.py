@@ -156,10 +156,10 @@ def _inline(
                 break
             plain(at + run)
             continue
-        found = _span(text, at)
+        found = _span(text, at, run)
         if found is None:
-            waiting = len(text) - at <= _LONGEST and not text[at + run : at + run + 1].isspace()
-            if not final and waiting:
+            opens = text[at] == "`" or not text[at + run : at + run + 1].isspace()
+            if not final and opens and len(text) - at <= _LONGEST:
                 break
             plain(at + run)
             continue
@@ -175,12 +175,12 @@ def _inline(
     return pieces, at
 
 
-def _span(text: str, at: int) -> tuple[re.Match[str], str] | None:
-    """The emphasis or code that begins at that place and is complete, and its kind."""
+def _span(text: str, at: int, run: int) -> tuple[re.Match[str], str] | None:
+    """The emphasis or code that begins with ``run`` markers at that place and is complete, and its kind."""
     for pattern, style in _SPANS:
         match = pattern.match(text, at)
-        if match and (style == "code" or not text[match.end() : match.end() + 1].isalnum()):
-            return match, style
+        if match and len(match[1]) == run and (style == "code" or not text[match.end() : match.end() + 1].isalnum()):
+            return (match, style) if match.end() - at <= _LONGEST else None
     return None
 
 

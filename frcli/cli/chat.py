@@ -29,7 +29,7 @@ Continue = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the
 
 
 @app.command()
-@with_settings(("system", "show_experts", "marks", "markdown", "history", *DECODING), DEFAULTS)
+@with_settings(("system", "show_experts", "marks", "markdown", "history", "schema", *DECODING), DEFAULTS)
 def chat(
     bundle: Bundle = None,
     prompt: Prompt = None,

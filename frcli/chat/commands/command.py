@@ -52,6 +52,12 @@ def near(word: str, names: Iterable[str], otherwise: str) -> str:
     return f"did you mean {found[0]}?" if found else otherwise
 
 
+def short(text: str, most: int = 60) -> str:
+    """The text on one line, cut where it is longer."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def lines(*parts: str) -> str:
     """The parts that say something, a line each."""
     return "\n".join(part for part in parts if part)

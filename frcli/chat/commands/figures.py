@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frcli.chat.commands.command import Command, Reply, columns
+from frcli.chat.commands.command import Command, Reply, columns, short
 from frcli.chat.session import WAYS_OUT, Session
 
 _SHOWN = 10  # turns of the conversation that are told one by one
@@ -36,7 +36,7 @@ def _context(session: Session, rest: str) -> Reply:
     if first:
         rows.append((f"turns 1-{first}", f"{ends[first] - ends[0]}"))
     for number in range(first, len(conversation.turns)):
-        about = " ".join(conversation.turns[number].question.split())[:50]
+        about = short(conversation.turns[number].question)
         rows.append((f"turn {number + 1}", f"{ends[number + 1] - ends[number]:<6} {about}"))
     rows.append(("left", f"{max(0, context - used)}"))
     bar = f"[{'#' * filled}{'.' * (_BAR - filled)}] {used} of {context} tokens ({used / context:.0%})"

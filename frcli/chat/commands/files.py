@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from frcli.chat.commands.command import Command, Reply, lines
+from frcli.chat.commands.command import Command, Reply, lines, short
 from frcli.chat.export import FORMATS, export
 from frcli.chat.session import Session
 from frcli.chat.store import Store
@@ -45,7 +45,7 @@ def resumed(session: Session, bundle: str) -> str:
     turns = session.conversation.turns
     name = session.store.name if session.store else None
     other = f"; it was begun with {bundle}" if bundle != session.bundle else ""
-    last = f", the last: {' '.join(turns[-1].question.split())[:60]}" if turns else ""
+    last = f", the last: {short(turns[-1].question)}" if turns else ""
     count = f"{len(turns)} turn{'' if len(turns) == 1 else 's'}"
     return f"{name or 'the conversation'} goes on after {count}{last}{other}"
 

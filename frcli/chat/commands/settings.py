@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from frcli.chat.commands.command import Command, Reply, columns, lines, near
+from frcli.chat.commands.command import Command, Reply, columns, lines, near, short
 from frcli.chat.session import Session
 from frcli.config import ABOUT, FIXED, KINDS, NONE, OPTIONAL, flag, parse, show
 from frcli.errors import UsageError
@@ -15,7 +15,8 @@ SETTABLE = tuple(name for name in KINDS if name not in FIXED)
 def _set(session: Session, rest: str) -> Reply:
     word, _, text = rest.partition(" ")
     if not word:
-        return Reply(columns((name, show(name, getattr(session.settings, name))) for name in SETTABLE))
+        shown = ((name, show(name, getattr(session.settings, name))) for name in SETTABLE)
+        return Reply(columns((name, short(value)) for name, value in shown))
     name = word.replace("-", "_")
     if name in FIXED:
         raise UsageError(f"{word} is fixed while the models are open", f"start again with --{flag(name)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frcli.chat.commands.command import Action, Command, Reply, lines
+from frcli.chat.commands.command import Action, Command, Reply, lines, short
 from frcli.chat.session import Session
 from frcli.errors import UsageError
 
@@ -20,7 +20,7 @@ def _regen(session: Session, rest: str) -> Reply:
 
 def _undo(session: Session, rest: str) -> Reply:
     turn = session.conversation.undo()
-    return Reply(lines(f"taken back: {_short(turn.question)}", session.turned_back()))
+    return Reply(lines(f"taken back: {short(turn.question)}", session.turned_back()))
 
 
 def _edit(session: Session, rest: str) -> Reply:
@@ -76,11 +76,6 @@ def _read(session: Session, rest: str) -> Reply:
 def _turns(session: Session) -> str:
     count = len(session.conversation.turns)
     return f"{count} turn{'' if count == 1 else 's'}"
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else f"{line[:59]}…"
 
 
 COMMANDS: dict[str, Command] = {

@@ -111,7 +111,7 @@ def test_an_editor_that_fails(editor: str, said: str, monkeypatch: pytest.Monkey
 
 def test_ctrl_c_is_the_editors_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "editor"
-    script.write_text(f"#!/bin/sh\nkill -INT {os.getpid()}\nprintf safe > \"$1\"\n")
+    script.write_text(f'#!/bin/sh\nkill -INT {os.getpid()}\nprintf safe > "$1"\n')
     script.chmod(0o755)
     monkeypatch.setenv("VISUAL", str(script))
     assert edit("one") == "safe"

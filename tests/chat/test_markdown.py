@@ -75,7 +75,9 @@ def test_what_is_drawn(text: str, expected: list[tuple[str, str]]) -> None:
 def test_where_the_pieces_are_cut_makes_no_difference() -> None:
     random_ = random.Random(0)
     for _ in range(300):
-        text = "".join(random_.choices(["*", "**", "_", "`", "```\n", "\n", " ", "a", "b2", "# ", "- ", "~~", "\\"], k=20))
+        text = "".join(
+            random_.choices(["*", "**", "_", "`", "```\n", "\n", " ", "a", "b2", "# ", "- ", "~~", "\\"], k=20)
+        )
         cuts = sorted(random_.sample(range(len(text) + 1), 3))
         assert drawn(text, cuts) == drawn(text), (text, cuts)
 

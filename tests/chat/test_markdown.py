@@ -8,6 +8,8 @@ import pytest
 
 from frcli.chat.markdown import BOLD, DIM, ITALIC, Markdown, Styled
 
+PARTS = ("*", "**", "_", "`", "~~", "\n", " ", "a", "b2")
+
 
 def drawn(text: str, cuts: list[int] | None = None) -> list[tuple[str, str]]:
     """Text and rendition of the pieces, pushed as one text or cut at these places; neighbours are joined."""
@@ -85,7 +87,7 @@ def test_where_the_pieces_are_cut_makes_no_difference() -> None:
 def test_nothing_is_lost_but_markers() -> None:
     random_ = random.Random(1)
     for _ in range(300):
-        text = "".join(random_.choices(["*", "**", "_", "`", "\n", " ", "a", "b2", "~~", "."], k=20))
+        text = "".join(random_.choices([*PARTS, "."], k=20))
         kept = "".join(text for text, _ in drawn(text))
         assert [c for c in kept if c.isalnum() or c in ".\n"] == [c for c in text if c.isalnum() or c in ".\n"], text
 

@@ -60,7 +60,7 @@ def test_rows_are_copied_since_models_use_their_memory_again(tmp_path: Path) -> 
     trace = traced(tmp_path / "trace.jsonl")
     trace.begin()
     row, fused = OWN.copy(), FUSED.copy()
-    for token in (0, 3):  # two positions of one window are fused before the first step is seen
+    for _ in range(2):  # two positions of one window are fused before the first step is seen
         trace.see({"math": row, ROUTER: fused}, fused)
     row[:] = fused[:] = 0
     for token in (0, 3):
@@ -83,7 +83,7 @@ def test_an_answer_that_was_stopped_leaves_nothing_for_the_next(tmp_path: Path) 
     trace = traced(tmp_path / "trace.jsonl")
     for _ in range(2):
         trace.begin()
-        for token in (1, 2):
+        for _ in range(2):
             trace.see({"math": OWN, ROUTER: FUSED}, FUSED)
         trace.step(step(1))  # the step of the second fusion never comes
         trace.end()

@@ -87,12 +87,10 @@ def test_an_answer_that_ends_its_line_gets_no_second_end(capsys: pytest.CaptureF
     ],
 )
 def test_the_line_about_an_answer(reason: str, phrase: str) -> None:
-    answer = Answer(
-        "x", reason, 5, 11, {"code": 2, "math": 9}, (), first_token=0.25, seconds=1.25, proposed=8, accepted=6
-    )
-    assert (
-        chatview.status(answer, 11, 64)
-        == f"11 tokens · 10.0 tokens/s · first after 0.25 s · math 82%, code 18% · drafts 75% · context 25%{phrase}"
+    experts = {"code": 2, "math": 9}
+    answer = Answer("x", reason, 5, 11, experts, first_token=0.25, seconds=1.25, proposed=8, accepted=6)
+    assert chatview.status(answer, 11, 64) == (
+        f"11 tokens · 10.0 tokens/s · first after 0.25 s · math 82%, code 18% · drafts 75% · context 25%{phrase}"
     )
 
 

@@ -85,7 +85,7 @@ def chat(
         if as_json:
             ui.write_json(_as_json(answer, spans=settings.show_experts))
         elif ui.is_terminal(sys.stderr):
-            ui.say(chatview.status(answer, settings.max_tokens, engine.context))
+            chatview.say(chatview.status(answer, settings.max_tokens, engine.context))
         elif answer.finish_reason in ("length", "context"):
             ui.say(f"the answer was {chatview.finish_phrase(answer, settings.max_tokens)}")
 

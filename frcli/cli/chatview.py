@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -172,6 +173,11 @@ def status(answer: Answer, max_tokens: int, context: int) -> str:
     return " · ".join(part for part in parts if part)
 
 
+def say(text: str) -> None:
+    """Write about an answer to stderr; on a terminal lines are broken between words."""
+    ui.say(textwrap.fill(text, _columns() - 1, break_on_hyphens=False) if ui.is_terminal(sys.stderr) else text)
+
+
 class ChatView:
     """A chat on a terminal: answers on stdout, what is about them on stderr.
 
@@ -209,12 +215,12 @@ class ChatView:
         self._writer.close()
         if answer is None:
             return
-        ui.say(status(answer, self._settings().max_tokens, self._context))
+        say(status(answer, self._settings().max_tokens, self._context))
         used = (answer.prompt_tokens + answer.completion_tokens) / self._context
         if used >= _FULL:
             from frcli.chat.session import WAYS_OUT
 
-            ui.say(f"the context is {'full' if used >= 1 else 'nearly full'}: {WAYS_OUT}")
+            say(f"the context is {'full' if used >= 1 else 'nearly full'}: {WAYS_OUT}")
         ui.say("")
 
     def say(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""``frcli chat`` in a real terminal, tmux: what is on the screen after keys, pastes, resizes and Ctrl-C at every stage."""
+"""``frcli chat`` in a real terminal, tmux: keys, pastes, resizes, and Ctrl-C at every stage."""
 
 from __future__ import annotations
 
@@ -181,9 +181,11 @@ def test_ctrl_c_twice_ends_the_program(screen: Callable[..., Screen]) -> None:
 
 def test_ctrl_c_at_an_editor_is_the_editors(screen: Callable[..., Screen], tmp_path: Path) -> None:
     editor = tmp_path / "editor"
-    editor.write_text(
-        "#!/bin/sh\ntrap 'printf edited > \"$1\"; exit 0' INT\necho editing\nwhile :; do sleep 0.1; done\n"
-    )
+    editor.write_text("""#!/bin/sh
+trap 'printf edited > "$1"; exit 0' INT
+echo editing
+while :; do sleep 0.1; done
+""")
     editor.chmod(0o755)
     chat = screen("chat", "trio", "-n", "3", env={"EDITOR": str(editor), "VISUAL": ""})
     chat.prompt()

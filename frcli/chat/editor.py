@@ -83,6 +83,7 @@ class LineEditor:
             shown = not self._session.app.is_done  # it must not stay behind on the screen
             return FormattedText([("ansibrightblack", "Say something (/help for help)")] if shown else [])
 
+        self._session.app.erase_when_done = False
         return self._session.prompt(
             PROMPT, default=begun, placeholder=placeholder, bottom_toolbar=lambda: f" {self._chat.line()}"
         )

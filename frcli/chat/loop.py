@@ -100,8 +100,8 @@ def answer_turn(session: Session, view: View) -> Answer:
             answer = writing.answer
         finally:
             view.end(answer)
-    assert answer is not None
-    session.record(answer)
-    if told := session.keep():
-        view.say(told)
+        assert answer is not None
+        session.record(answer)
+        if told := session.keep():
+            view.say(told)
     return answer

@@ -220,7 +220,7 @@ def test_a_file_goes_with_the_next_message_only(scripted: Make, tmp_path: Path) 
     session = scripted("1", "2")
     (tmp_path / "my notes.txt").write_text("\ufeffone\ntwo\n", encoding="utf-8")
     said = run_command(f"/read {tmp_path}/my notes.txt", session).text
-    assert said == "my notes.txt, 10 tokens, goes with your next message"
+    assert said == "my notes.txt, 11 tokens, goes with your next message"
     assert "with my notes.txt" in session.line()
     session.ask("Sum it up.")
     session.record(session.write().run())

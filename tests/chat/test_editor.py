@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def typed(scripted: Callable[..., Session]) -> Iterator[Callable[..., LineEditor
     with create_pipe_input() as keys:
 
         def editor(text: str, **settings: object) -> LineEditor:
-            keys.send_text(text)
+            # A pipe holds 64 KiB: the rest is pressed while the editor reads.
+            threading.Thread(target=keys.send_text, args=(text,), daemon=True).start()
             return LineEditor(scripted(**settings), input=keys, output=DummyOutput())
 
         yield editor

@@ -146,7 +146,7 @@ def test_a_bug_is_not_swallowed(scripted: Make) -> None:
 def test_a_full_context_is_told_with_the_way_out(scripted: Make) -> None:
     session = scripted("0123456789", "short", context=22)
     view = talk(session, "one", "and another one", "/clear", "new")
-    assert "the conversation has 37 tokens and the context holds 22; /edit shortens it, /undo takes" in view.lines[2]
+    assert "the conversation has 37 tokens and the context holds 22; /edit shortens the message, /undo" in view.lines[2]
     assert view.lines[-1] == "answer: short"
 
 

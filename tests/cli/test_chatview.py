@@ -117,12 +117,12 @@ def test_a_dumb_terminal_gets_names_and_markdown_as_it_is(screen: Screen, monkey
 
 def test_markdown_is_drawn(screen: Screen) -> None:
     written([Span("# One\n**two** `x` ", "math"), Span("- y", "code")], screen, show_experts=False, markdown=True)
-    assert screen.getvalue() == "\x1b[1mOne\n\x1b[0m\x1b[1mtwo\x1b[0m \x1b[36mx\x1b[0m - y\n"
+    assert screen.getvalue() == "\x1b[1mOne\n\x1b[0m\x1b[1mtwo \x1b[0m\x1b[36mx \x1b[0m- y\n"
 
 
 def test_markdown_and_experts_are_drawn_together(screen: Screen) -> None:
     written([Span("a **b", "math"), Span("c** d", "code")], screen, show_experts=True, markdown=True)
-    assert screen.getvalue() == ("\x1b[33ma \x1b[0m\x1b[33;1mb\x1b[0m\x1b[32;1mc\x1b[0m \x1b[32md\x1b[0m\n")
+    assert screen.getvalue() == ("\x1b[33ma \x1b[0m\x1b[33;1mb\x1b[0m\x1b[32;1mc \x1b[0m\x1b[32md\x1b[0m\n")
 
 
 def test_names_do_not_hide_what_begins_a_line(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:

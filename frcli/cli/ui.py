@@ -134,7 +134,7 @@ def working(text: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them."""
+    """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them, Ctrl-D too."""
     try:
         import termios
     except ImportError:  # Windows
@@ -146,7 +146,7 @@ def silent_keyboard() -> Iterator[None]:
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
     silent = [*before]
-    silent[3] = before[3] & ~termios.ECHO
+    silent[3] = before[3] & ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(keyboard, termios.TCSANOW, silent)
     try:
         yield

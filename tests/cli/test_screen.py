@@ -71,7 +71,7 @@ class Screen:
 
     def prompt(self) -> str:
         """Wait until the chat waits for a message."""
-        return self.wait_for("Say something")
+        return self.wait_until(lambda shown: "Say something" in shown and "context" in shown.splitlines()[-1])
 
     def say(self, text: str) -> None:
         self.prompt()
@@ -200,7 +200,7 @@ while :; do sleep 0.1; done
     chat.say("/edit")
     chat.wait_until(lambda shown: shown.count("editing") >= 1 and "/edit" in shown)
     chat.keys("C-c")
-    chat.wait_until(lambda shown: shown.count("3 tokens") == 2)
+    chat.wait_until(lambda shown: shown.count("max-tokens 3") == 2)
     chat.say("/show conversation")
     chat.wait_for(">>> edited\n")
     chat.prompt()
@@ -249,7 +249,9 @@ def test_tab_completes(screen: Callable[..., Screen]) -> None:
     chat.wait_for("there is nothing to take back")
     chat.prompt()
     chat.keys("-l", "/force ma")
-    chat.keys("Tab", "Enter")
+    chat.keys("Tab")
+    chat.wait_for(">>> /force math")
+    chat.keys("Enter")
     chat.wait_for("only math writes the next answers")
     chat.prompt()
     assert "only math" in chat.shown().splitlines()[-1]

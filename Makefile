@@ -1,6 +1,6 @@
 # make chat       set up and talk to the shipped bundle
 # make test       set up, then lint, types and tests on the base install
-# make test-all   the same with the extras and every test (one opens Chromium); TORCH names the build of torch: where pip would take a CUDA
+# make test-all   the same with the extras and every test (some open Chromium or tmux); TORCH names the build of torch: where pip would take a CUDA
 #                 build of several gigabytes, point PIP_EXTRA_INDEX_URL at an index of CPU builds first
 
 PYTHON ?= python3

@@ -130,8 +130,16 @@ class Settings:
     logit_bias: tuple[str, ...] = _setting((), TEXTS, "ID=VALUE: add to a token's logit, -inf bans it; repeatable.")
     grammar: str = _setting("", TEXT, "GBNF grammar that the answer must follow.", sampling=True)
     grammar_file: str | None = _setting(None, TEXT, "File with the GBNF grammar.")
+    schema: str | None = _setting(None, TEXT, "JSON Schema that the answer must fit, or a file of one.")
     system: str | None = _setting(None, TEXT, "System prompt.")
     show_experts: bool = _setting(False, SWITCH, "Colour the text by the expert that wrote it.")
+    marks: bool = _setting(
+        False, SWITCH, "Underline each expert's text in a way of its own, beside its colour or without colours."
+    )
+    markdown: bool = _setting(True, SWITCH, "Draw headings, lists, emphasis and code of answers on a terminal.")
+    history: bool = _setting(
+        True, SWITCH, "Keep conversations and what was typed in the user's data folder.", fixed=True
+    )
     draft: str = _setting(
         "auto", TEXT, "Tokens to draft at a time: a number, off, or auto for as many as pay.", fixed=True
     )
@@ -201,14 +209,18 @@ class Settings:
         )
 
     def with_values(self, values: Mapping[str, Any]) -> Settings:
-        """The settings with these values by field name; a grammar file that is named is read."""
-        if values.get("grammar") and values.get("grammar_file"):
-            raise UsageError("grammar and grammar-file are both given", "give one of them")
-        if "grammar_file" in values:
-            file = values["grammar_file"]
-            values = {**values, "grammar": "" if file is None else read_grammar(Path(file))}
-        elif "grammar" in values:
-            values = {**values, "grammar_file": None}
+        """The settings with these values by field name; a grammar file or a schema that is named is read."""
+        given = [name for name in ("grammar", "grammar_file", "schema") if values.get(name)]
+        if len(given) > 1:
+            raise UsageError(f"{flag(given[0])} and {flag(given[1])} are both given", "give one of them")
+        if "schema" in values and values["schema"] is not None:
+            from frcli.decode.json_schema import grammar_of
+
+            values = {**values, "grammar": grammar_of(read_schema(values["schema"])), "grammar_file": None}
+        elif values.get("grammar_file") is not None:
+            values = {**values, "grammar": read_grammar(Path(values["grammar_file"])), "schema": None}
+        elif not {"grammar", "grammar_file", "schema"}.isdisjoint(values):
+            values = {**values, "grammar": values.get("grammar", ""), "grammar_file": None, "schema": None}
         settings = replace(self, **values)
         settings.check()
         return settings
@@ -334,3 +346,21 @@ def read_grammar(path: Path) -> str:
     if not text.strip():
         raise UsageError(f"the grammar {path} is empty", "give a file of GBNF")
     return text
+
+
+def read_schema(text: str) -> Any:
+    """The JSON Schema that ``text`` is, or that is in the file of that name; raises ``UsageError`` for neither."""
+    if text.lstrip().startswith(("{", "[")) or text.strip() in ("true", "false"):
+        source, where = text, "the schema"
+    else:
+        where = f"the schema {text}"
+        try:
+            source = Path(text).expanduser().read_text(encoding="utf-8-sig")
+        except OSError as error:
+            raise UsageError(f"cannot read {where}: {error.strerror}", "give a file, or JSON itself") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{where} is not UTF-8", "give a file of JSON") from None
+    try:
+        return json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not JSON: {error}", 'write one like {"type": "object"}') from None

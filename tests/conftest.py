@@ -26,6 +26,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         _missing("needs the ray extra: make test-all installs it")
     if item.get_closest_marker("browser") and not any(map(shutil.which, BROWSERS)):
         _missing(f"needs one of {', '.join(BROWSERS)}")
+    if item.get_closest_marker("tmux") and not shutil.which("tmux"):
+        _missing("needs tmux")
     if item.get_closest_marker("bundle") and not _bundle_is_here():
         _missing("needs the shipped bundle: frcli models pull smollm2-quartet")
 

@@ -11,14 +11,14 @@ _TAB = 8
 
 
 class WordWrap:
-    """Turns pieces of text into pieces that never run over ``width`` columns of a terminal.
+    """Turns pieces of text into pieces that never run over ``width`` columns of a terminal; it may change on the way.
 
     A word is held back until it is known to be complete. One that is longer than a line is left to the terminal, and
     wide characters (Chinese, Japanese, Korean) may be parted anywhere.
     """
 
     def __init__(self, width: int) -> None:
-        self._width = max(1, width)
+        self.width = max(1, width)
         self._column = 0
         self._word: list[Piece] = []
         self._length = 0  # columns of the word
@@ -37,6 +37,13 @@ class WordWrap:
                 ready += self._add(character, style)
         return _joined(ready)
 
+    def verbatim(self, text: str, style: str = "") -> list[Piece]:
+        """Take text whose lines must stay as they are, and return all there is now."""
+        ready = [*self._end_word(), (text, style)]
+        last = text.rpartition("\n")[2]
+        self._column = (cell_len(last) + (0 if "\n" in text else self._column)) % self.width
+        return ready
+
     def finish(self) -> list[Piece]:
         """Return the last word."""
         return _joined(list(self._end_word()))
@@ -49,18 +56,18 @@ class WordWrap:
             yield from self._end_word()
             return
         if self._long:
-            self._column = self._column % self._width + columns
+            self._column = self._column % self.width + columns
             yield character, style
             return
         self._word.append((character, style))
         self._length += columns
-        if self._length >= self._width:
+        if self._length >= self.width:
             yield from self._end_word()
             self._long = True
 
     def _space(self, character: str) -> Iterator[Piece]:
         after = self._column + 1 if character == " " else (self._column // _TAB + 1) * _TAB
-        if after > self._width:
+        if after > self.width:
             self._column = 0
             yield "\n", ""
         else:
@@ -71,7 +78,7 @@ class WordWrap:
         self._long = False
         if not self._word:
             return
-        if self._column and self._column + self._length > self._width:
+        if self._column and self._column + self._length > self.width:
             self._column = 0
             yield "\n", ""
         yield from self._word

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from frcli.cli import ui
 from frcli.cli.options import Bundle, Force, with_settings
 from frcli.config import Settings, read_settings
+from frcli.files import save
 
 RUN = "run"
 
@@ -147,7 +148,7 @@ def plot(
 
     if out.exists() and not force:
         raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
-    ui.save(draw(read_trace(trace), prompts), out)
+    save(draw(read_trace(trace), prompts), out)
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
 
 

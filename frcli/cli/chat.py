@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frcli.cli import ui
+from frcli.cli import chatview, ui
 from frcli.cli.options import DECODING, Bundle, Json, with_settings
 from frcli.config import Settings, read_settings
 from frcli.errors import DataError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from frcli.chat.session import Session
+    from frcli.chat.store import SavedConversation, Store
     from frcli.decode.answer import Answer, Writing
+    from frcli.decode.engine import Engine
 
 app = typer.Typer(add_completion=False)
 DEFAULTS = Settings()
 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Answer this on stdout, and leave.")]
+Continue = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")]
 
 
 @app.command()
-@with_settings(("system", "show_experts", *DECODING), DEFAULTS)
-def chat(bundle: Bundle = None, prompt: Prompt = None, as_json: Json = False, *, flags: Mapping[str, Any]) -> None:
+@with_settings(("system", "show_experts", "marks", "markdown", "history", "schema", *DECODING), DEFAULTS)
+def chat(
+    bundle: Bundle = None,
+    prompt: Prompt = None,
+    go_on: Continue = False,
+    as_json: Json = False,
+    *,
+    flags: Mapping[str, Any],
+) -> None:
     """Talk with a bundle, or get one answer.
 
     With -p TEXT, or with a text on standard input, the answer is written to standard output and that is all; with both,
-    the text of -p comes first and the other follows after an empty line.
+    the text of -p comes first and the other follows after an empty line. One answer is kept only with -c.
     """
     question = _question(prompt)
     if question is None and as_json:
@@ -44,29 +55,39 @@ def chat(bundle: Bundle = None, prompt: Prompt = None, as_json: Json = False, *,
     from frcli.chat.session import Session
     from frcli.decode.engine import Engine
 
-    opened = read_bundle(settings.bundle or DEFAULT_BUNDLE)
+    store = _store(settings) if question is None or go_on else None
+    saved = _last(store) if go_on else None
+    chosen = bundle or (saved.bundle if saved else None) or settings.bundle or DEFAULT_BUNDLE
+    opened = read_bundle(chosen)
     settings = settings.with_bundle(opened)
     experts = {name: expert.about for name, expert in opened.manifest.experts.items()}
     with ui.working(f"opening {opened.name}"):
         engine = Engine(opened, settings.options())
     with engine:
-        session = Session(engine, settings, experts)
+        # A conversation goes on with the same bundle from any folder.
+        kept = str(opened.folder.resolve()) if Path(chosen).expanduser().exists() else chosen
+        session = Session(engine, settings, experts, bundle=kept, store=store, shown=_shown(engine))
+        if saved is not None:
+            session.resume(saved, system=flags["system"])
         if question is None:
-            _converse(session, opened.name)
+            _converse(session, opened.name, saved)
             return
-        session.conversation.ask(question)
+        session.ask(question)
         # A flag, as in the chat: an exception may arrive where Python only reports it and goes on.
         with StopFlag() as cancelled:
             writing = session.write(cancelled)
             answer = writing.run() if as_json else _stream(session, writing)
         if answer.finish_reason == "cancelled":
             raise Interrupted("stopped")
+        session.record(answer)
+        if told := session.keep():
+            ui.say(told)
         if as_json:
             ui.write_json(_as_json(answer, spans=settings.show_experts))
         elif ui.is_terminal(sys.stderr):
-            ui.say(ui.status(answer, settings.max_tokens))
+            chatview.say(chatview.status(answer, settings.max_tokens, engine.context))
         elif answer.finish_reason in ("length", "context"):
-            ui.say(f"the answer was {ui.finish_phrase(answer, settings.max_tokens)}")
+            ui.say(f"the answer was {chatview.finish_phrase(answer, settings.max_tokens)}")
 
 
 def _question(prompt: str | None) -> str | None:
@@ -86,8 +107,10 @@ def _stream(session: Session, writing: Writing) -> Answer:
     """Write the answer to the only question while it is made, and return it."""
     experts, settings = tuple(session.experts), session.settings
     if settings.show_experts:
-        ui.legend(experts)
-    writer = ui.AnswerWriter(experts, show_experts=settings.show_experts)
+        chatview.legend(experts, marks=settings.marks)
+    writer = chatview.AnswerWriter(
+        experts, show_experts=settings.show_experts, marks=settings.marks, markdown=settings.markdown
+    )
     try:
         for span in writing:
             writer.span(span)
@@ -115,8 +138,46 @@ def _as_json(answer: Answer, *, spans: bool) -> dict[str, Any]:
     return told | {"spans": [asdict(span) for span in answer.spans]} if spans else told
 
 
-def _converse(session: Session, name: str) -> None:
+def _store(settings: Settings) -> Store | None:
+    """Where conversations are kept, if they are."""
+    from frcli.chat.store import Store, data_folder
+
+    return Store(data_folder() / "sessions") if settings.history else None
+
+
+def _last(store: Store | None) -> SavedConversation:
+    """The conversation that was written last, which goes on."""
+    if store is None:
+        raise UsageError("conversations are not kept, so none can go on", "set history on, or leave out -c")
+    kept = store.kept()
+    if not kept:
+        raise UsageError("there is no conversation to go on with", "leave out -c")
+    return store.open(kept[0].name)
+
+
+def _shown(engine: Engine) -> dict[str, Callable[[], str]]:
+    """What /show tells of the bundle."""
+
+    def bundle() -> str:
+        manifest = engine.bundle.manifest
+        told = {
+            "name": manifest.name,
+            "about": manifest.description,
+            "licence": manifest.license,
+            "folder": str(engine.bundle.folder),
+            "base": engine.base.path.name,
+            "experts": ", ".join(engine.bundle.experts),
+            "context": f"{engine.context} tokens",
+            "threads": str(engine.threads),
+        }
+        return "\n".join(f"{name:<8}  {value}" for name, value in told.items() if value)
+
+    return {"bundle": bundle, "template": lambda: engine.base.chat_template or "there is no chat template"}
+
+
+def _converse(session: Session, name: str, saved: SavedConversation | None) -> None:
     """Chat at the terminal."""
+    from frcli.chat.commands.files import resumed
     from frcli.chat.editor import LineEditor
     from frcli.chat.loop import converse
 
@@ -124,4 +185,7 @@ def _converse(session: Session, name: str) -> None:
     policy = f"{settings.policy}, gamma {settings.gamma:g}" if settings.policy == "fusionroute" else settings.policy
     ui.say(f"{name}: {', '.join(session.experts)} · {policy} · context {session.engine.context}")
     ui.say("/help lists the commands, Ctrl-D leaves")
-    converse(session, LineEditor(), ui.ChatView(tuple(session.experts), lambda: session.settings.max_tokens))
+    if saved is not None:
+        ui.say(resumed(session, saved.bundle))
+    view = chatview.ChatView(tuple(session.experts), lambda: session.settings, session.engine.context)
+    converse(session, LineEditor(session), view)

@@ -13,6 +13,7 @@ import typer
 
 from frcli.bundle import DEFAULT_BUNDLE
 from frcli.cli.options import Force
+from frcli.files import save
 
 if TYPE_CHECKING:
     from frcli.evaluation.nll import Sums
@@ -72,7 +73,7 @@ def nll(
     The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
     """
     from frcli.bundle import read_bundle
-    from frcli.cli.ui import progress, save, write
+    from frcli.cli.ui import progress, write
     from frcli.decode.engine import Engine, Options
     from frcli.errors import BundleError, OutputError, UsageError
     from frcli.evaluation.nll import Sums, Systems, score_all
@@ -294,7 +295,7 @@ def _check_outs(outs: list[Path], force: bool) -> None:
 
 
 def _write_all(document: dict[str, Any], outs: list[Path]) -> None:
-    from frcli.cli.ui import save, write
+    from frcli.cli.ui import write
 
     for path in outs:
         save(_WRITERS[path.suffix](document), path)

@@ -28,6 +28,7 @@ _METAVARS = {
     "logit_bias": "ID=VALUE",
     "grammar_file": "PATH",
     "grammar": "TEXT",
+    "schema": "JSON|PATH",
     "system": "TEXT",
 }
 

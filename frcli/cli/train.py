@@ -10,6 +10,7 @@ import typer
 
 from frcli.bundle import DEFAULT_BUNDLE
 from frcli.cli.options import Force
+from frcli.files import save
 
 if TYPE_CHECKING:
     from frcli.examples import Encoded
@@ -301,7 +302,7 @@ def pairs(
             )
         except KeyboardInterrupt:
             raise Interrupted("stopped", f"what was answered is safe in {place}: the same command goes on") from None
-    ui.save("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found), out)
+    save("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in found), out)
     place.unlink(missing_ok=True)
     ungraded = len(asked) - len(questions)
     ui.say(

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from frcli.errors import FrcliError, OutputError
@@ -22,25 +20,7 @@ from frcli.errors import FrcliError, OutputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from frcli.decode.answer import Answer
-    from frcli.tokens import Span
     from frcli.training.loop import Progress as TrainingStep
-
-COLOURS = (
-    "cyan",
-    "yellow",
-    "green",
-    "magenta",
-    "blue",
-    "red",
-    "bright_cyan",
-    "bright_yellow",
-    "bright_green",
-    "bright_magenta",
-)
-# A model can write any byte; a terminal must not obey it.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if code not in (9, 10)} | {127: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @dataclass(slots=True)
@@ -63,9 +43,14 @@ def is_terminal(stream: IO[str]) -> bool:
         return False
 
 
+def can_draw(stream: IO[str]) -> bool:
+    """Whether text on the stream can be bold or underlined."""
+    return is_terminal(stream) and os.environ.get("TERM") != "dumb"
+
+
 def coloured(stream: IO[str]) -> bool:
     """Whether colours may be written to the stream."""
-    return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return can_draw(stream) and not os.environ.get("NO_COLOR")
 
 
 def paint(text: str, style: str, stream: IO[str]) -> str:
@@ -92,16 +77,6 @@ def write(text: str) -> None:
 def write_json(value: Any, *, indent: int | None = None) -> None:
     """Write a value to stdout as JSON."""
     write(json.dumps(value, ensure_ascii=False, indent=indent) + "\n")
-
-
-def save(text: str, path: Path) -> None:
-    """Write a file of UTF-8 text beside its place and rename it when it is whole; ``OutputError`` when it cannot be."""
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}", "choose another place") from None
 
 
 def say(text: str, style: str = "dim") -> None:
@@ -159,7 +134,7 @@ def working(text: str) -> AbstractContextManager[Any]:
 
 @contextmanager
 def silent_keyboard() -> Iterator[None]:
-    """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them."""
+    """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them, Ctrl-D too."""
     try:
         import termios
     except ImportError:  # Windows
@@ -171,135 +146,12 @@ def silent_keyboard() -> Iterator[None]:
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
     silent = [*before]
-    silent[3] = before[3] & ~termios.ECHO
+    silent[3] = before[3] & ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(keyboard, termios.TCSANOW, silent)
     try:
         yield
     finally:
         termios.tcsetattr(keyboard, termios.TCSANOW, before)
-
-
-class AnswerWriter:
-    """Writes an answer to stdout; with ``show_experts`` one can see which expert wrote what.
-
-    With colour each expert has its own; without, ``[name]`` stands where another one takes over. On a terminal lines
-    are broken between words, and control characters are made visible; anywhere else the text is written as it is.
-    """
-
-    def __init__(self, experts: Sequence[str], *, show_experts: bool) -> None:
-        self.experts, self._show = tuple(experts), show_experts
-        self._terminal, self._coloured = is_terminal(sys.stdout), coloured(sys.stdout)
-        self._last = ""
-        self._open = False  # whether the line that was written last still waits for its end
-        if self._terminal:
-            from frcli.chat.wrap import WordWrap
-
-            self._wrap = WordWrap(shutil.get_terminal_size().columns)
-
-    def span(self, span: Span) -> None:
-        """Write a piece of the answer."""
-        if not span.text:
-            return
-        text, style = span.text, ""
-        if self._show and self._coloured:
-            style = expert_style(span.tag, self.experts)
-        elif self._show and span.tag != self._last:
-            text = f"[{span.tag}]{text}"
-        self._last = span.tag
-        self._put(self._wrap.push(text.translate(_VISIBLE), style) if self._terminal else [(text, style)])
-        self._open = not text.endswith("\n")
-
-    def close(self) -> None:
-        """Write what is left and end the last line."""
-        if self._terminal:
-            self._put(self._wrap.finish())
-        if self._open:
-            write("\n")
-        self._open = False
-
-    def _put(self, pieces: Sequence[tuple[str, str]]) -> None:
-        if text := "".join(paint(text, style, sys.stdout) for text, style in pieces):
-            write(text)
-
-
-def expert_style(name: str, experts: Sequence[str]) -> str:
-    """The colour of an expert; none for what several wrote together."""
-    return COLOURS[experts.index(name) % len(COLOURS)] if name in experts else ""
-
-
-def legend(experts: Sequence[str]) -> None:
-    """Say on stderr which colour, or which mark, is which expert's."""
-    if not manner.quiet:
-        if coloured(sys.stdout):
-            names = "  ".join(paint(f"■ {name}", expert_style(name, experts), sys.stderr) for name in experts)
-        else:
-            names = "  ".join(f"[{name}]" for name in experts)
-        print(f"{paint('written by', 'dim', sys.stderr)}  {names}", file=sys.stderr, flush=True)
-
-
-def finish_phrase(answer: Answer, max_tokens: int) -> str:
-    """Why the answer ended, for people; empty when it simply was complete."""
-    return {
-        "stop": "ended by a stop text",
-        "length": f"cut off at --max-tokens {max_tokens}",
-        "context": "cut off: the context is full",
-        "cancelled": "stopped",
-    }.get(answer.finish_reason, "")
-
-
-def status(answer: Answer, max_tokens: int) -> str:
-    """One line about an answer: tokens, speed, time to the first token, who wrote it, and why it ended."""
-    total = sum(answer.experts.values())
-    shares = sorted(answer.experts.items(), key=lambda item: -item[1])
-    parts = [
-        f"{answer.completion_tokens} tokens",
-        f"{answer.tokens_per_second:.1f} tokens/s" if answer.tokens_per_second else "",
-        f"first after {answer.first_token:.2f} s" if answer.first_token else "",
-        ", ".join(f"{name} {count / total:.0%}" for name, count in shares),
-        finish_phrase(answer, max_tokens),
-    ]
-    return " · ".join(part for part in parts if part)
-
-
-class ChatView:
-    """A chat on a terminal: answers on stdout, what is about them on stderr; ``max_tokens`` tells the limit."""
-
-    def __init__(self, experts: Sequence[str], max_tokens: Callable[[], int]) -> None:
-        self._experts, self._max_tokens = tuple(experts), max_tokens
-        self._legend_shown = False
-        self._waiting, self._keyboard = ExitStack(), ExitStack()
-        self._writer = AnswerWriter(experts, show_experts=False)
-
-    def begin(self, *, show_experts: bool) -> None:
-        """Show that an answer is being thought of."""
-        if show_experts and not self._legend_shown:
-            legend(self._experts)
-        self._legend_shown = show_experts
-        self._writer = AnswerWriter(self._experts, show_experts=show_experts)
-        self._keyboard.enter_context(silent_keyboard())
-        self._waiting.enter_context(working(""))
-
-    def span(self, span: Span) -> None:
-        """Write a piece of the answer."""
-        self._waiting.close()
-        self._writer.span(span)
-
-    def end(self, answer: Answer | None) -> None:
-        """End the answer's line and say what there is to say about it."""
-        self._waiting.close()
-        self._keyboard.close()
-        self._writer.close()
-        if answer is not None:
-            say(status(answer, self._max_tokens()))
-            say("")
-
-    def say(self, text: str) -> None:
-        """Write lines that the user asked for; also when there should be silence otherwise."""
-        print(text, file=sys.stderr, flush=True)
-
-    def complain(self, error: FrcliError) -> None:
-        """Write an error."""
-        complain(error)
 
 
 class Meter:

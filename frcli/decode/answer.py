@@ -14,6 +14,9 @@ from frcli.tokens import Span, TextStream
 
 ALL = "all"
 
+# A token's text, the experts that wrote it, and the routing weights (None without router).
+Written = tuple[str, tuple[str, ...], tuple[float, ...] | None]
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScore:
@@ -30,8 +33,9 @@ class Answer:
 
     ``finish_reason`` is ``eos``, ``stop`` (a stop string), ``length`` (max tokens), ``context`` (the context is full)
     or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write, and ``calls`` the calls
-    of models that the answer took part in. Times are in seconds: ``first_token`` from the start to the first token,
-    ``seconds`` in all. ``logprobs`` has the scores of the text's tokens where they were asked for.
+    of models that the answer took part in; of ``proposed`` drafts ``accepted`` became tokens. Times are in seconds:
+    ``first_token`` from the start to the first token, ``seconds`` in all. ``logprobs`` has the scores of the text's
+    tokens where they were asked for.
     """
 
     text: str
@@ -44,6 +48,8 @@ class Answer:
     seconds: float = 0.0
     calls: int = 0
     logprobs: tuple[TokenScore, ...] = ()
+    proposed: int = 0
+    accepted: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,6 +70,7 @@ class Transcript:
         self._spans: list[Span] = []
         self._experts: Counter[str] = Counter()
         self._written, self._calls, self._first = 0, 0, 0.0
+        self._proposed, self._accepted = 0, 0
         self._began = time.perf_counter()
         self._reason = "cancelled"
 
@@ -76,6 +83,8 @@ class Transcript:
         """Take the next step; return the text that is finished by it."""
         self._written += 1
         self._calls += step.calls
+        self._proposed += step.proposed
+        self._accepted += step.drafted
         self._first = self._first or time.perf_counter() - self._began
         self._experts.update(step.experts)
         tag = step.experts[0] if len(step.experts) == 1 else ALL
@@ -105,6 +114,8 @@ class Transcript:
             self._first,
             time.perf_counter() - self._began,
             self._calls,
+            self._proposed,
+            self._accepted,
         )
 
 
@@ -145,3 +156,20 @@ class Writing:
             pass
         assert self.answer is not None
         return self.answer
+
+
+def written_tokens(steps: Sequence[Step], piece: Callable[[int], bytes], stops: Sequence[str] = ()) -> list[Written]:
+    """Each token of an answer: text that is not whole yet goes to the token that completes it; weights are rounded to
+    3 digits.
+    """
+    stream = TextStream(stops)
+    texts = [""] * len(steps)
+    for number, step in enumerate(steps):
+        for span in stream.push(b"" if step.finish == "eos" else piece(step.token), str(number)):
+            texts[int(span.tag)] += span.text
+    for span in stream.finish():
+        texts[int(span.tag)] += span.text
+    return [
+        (text, step.experts, None if step.weights is None else tuple(round(weight, 3) for weight in step.weights))
+        for text, step in zip(texts, steps, strict=True)
+    ]

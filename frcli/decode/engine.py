@@ -83,6 +83,7 @@ class Engine:
         self._sources: dict[str, LogitSource] = {}
         self._models: dict[Path, LlamaModel] = {}
         self._router: OnnxRouter | None = None
+        self._around: Callable[[Policy], Policy] = _as_it_is
         policy = self.make_policy(options)
         try:
             for artifact in bundle.artifacts():
@@ -150,10 +151,17 @@ class Engine:
         """The router, if a policy has used it."""
         return self._router
 
-    def use(self, policy: str | None = None, gamma: float | None = None, sharp: bool | None = None) -> None:
+    def use(
+        self,
+        policy: str | None = None,
+        gamma: float | None = None,
+        sharp: bool | None = None,
+        around: Callable[[Policy], Policy] | None = None,
+    ) -> None:
         """Go on under another policy with the same models; None leaves a part as it is.
 
-        Raises ``UsageError`` for what the bundle cannot serve, and changes nothing then.
+        ``around`` is given the policy and returns the one to use, with the same drafter. Raises ``UsageError`` for what
+        the bundle cannot serve, and changes nothing then.
         """
         options = replace(
             self.options,
@@ -161,12 +169,13 @@ class Engine:
             gamma=self.options.gamma if gamma is None else gamma,
             sharp=self.options.sharp if sharp is None else sharp,
         )
-        made = self.make_policy(options)
+        around = around or self._around
+        made = around(self.make_policy(options))
         if made.needs_router and self._router is None:
             self._router = self._open_router()
             self.width = min(self.width, self._router.width)
         self.decoder.use(made, self._router, self.width)
-        self.options = options
+        self.options, self._around = options, around
 
     def _model(self, path: Path) -> LlamaModel:
         if path not in self._models:
@@ -323,3 +332,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _as_it_is(policy: Policy) -> Policy:
+    return policy

@@ -27,14 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from frcli.decode.answer import Answer
+from frcli.decode.answer import Answer, written_tokens
 from frcli.decode.engine import Engine
 from frcli.decode.loop import Step
 from frcli.errors import DataError, FrcliError, UsageError
 from frcli.evaluation import logiglue
 from frcli.evaluation.significance import paired, standard_error
 from frcli.journal import Journal, key_of
-from frcli.tokens import TextStream
 
 if TYPE_CHECKING:
     from frcli.evaluation.harness import FrcliLM
@@ -229,7 +228,7 @@ class _Recorder:
             if instance.doc_id < _SAMPLES:
                 entry["seconds"] = now - self._last
             if steps := self._steps.pop(self._item(instance), None):
-                entry["trace"] = self._trace(steps)
+                entry["trace"] = written_tokens(steps, self._engine.piece)
         self._last = now
         self._journal.put(key_of(self._setting, *key), entry)
         self._note(instance, entry)
@@ -247,22 +246,6 @@ class _Recorder:
 
     def _item(self, instance: Any) -> tuple[str, int]:
         return instance.task_name, self._chosen[instance.task_name].items[instance.doc_id]
-
-    def _trace(self, steps: Sequence[Step]) -> list[Any]:
-        """Each token's text, the experts that wrote it and the routing weights; text that is not whole yet goes to the
-        token that completes it.
-        """
-        stream = TextStream()
-        texts = [""] * len(steps)
-        for number, step in enumerate(steps):
-            for span in stream.push(b"" if step.finish == "eos" else self._engine.piece(step.token), str(number)):
-                texts[int(span.tag)] += span.text
-        for span in stream.finish():
-            texts[int(span.tag)] += span.text
-        return [
-            [text, list(step.experts), None if step.weights is None else [round(weight, 3) for weight in step.weights]]
-            for text, step in zip(texts, steps, strict=True)
-        ]
 
 
 def _run(

@@ -6,25 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frcli import webpage
 from frcli.evaluation.comparison import MEAN
 from frcli.evaluation.report import best_means, certain, group_mean, short
 
-_COLOURS = 8  # that the template has
 _LABEL, _BAR, _LINE = 150, 190, 18  # widths and height of a bar chart's parts, in pixels
 
 
 def page(document: Mapping[str, Any]) -> str:
     """The document as HTML."""
-    from jinja2 import Environment
-
-    source = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
     tasks, experts = list(document["tasks"]), document["experts"]
-    return template.render(
+    return webpage.render(
+        Path(__file__).parent / "page.html",
         document=document,
         tasks=[(task, short(task), len(document["tasks"][task]["items"])) for task in tasks],
         charts=[_chart(document, task) for task in [*tasks, MEAN]],
-        experts=[(name, number % _COLOURS) for number, name in enumerate(experts)],
+        experts=webpage.legend(experts),
         samples=[_sample(sample, experts) for sample in document["samples"] if sample["written"]],
         best=best_means(document),
         certain=certain,
@@ -64,17 +61,9 @@ def _chart(document: Mapping[str, Any], column: str) -> dict[str, Any]:
 
 
 def _sample(sample: Mapping[str, Any], experts: Sequence[str]) -> dict[str, Any]:
-    """A sample whose tokens say how they are drawn: text, colour (None for several experts), what a pointer shows."""
-    written = {}
-    for system, answer in sample["written"].items():
-        tokens = []
-        for text, names, weights in answer["tokens"]:
-            one = names[0] if len(names) == 1 and names[0] in experts else None
-            routed = (
-                ""
-                if weights is None
-                else "\n" + "  ".join(f"{name} {weight:+.2f}" for name, weight in zip(experts, weights, strict=True))
-            )
-            tokens.append((text, experts.index(one) % _COLOURS if one else None, ", ".join(names) + routed))
-        written[system] = {"score": answer["score"], "tokens": tokens}
+    """A sample whose tokens are drawn."""
+    written = {
+        system: {"score": answer["score"], "tokens": webpage.drawn(answer["tokens"], experts)}
+        for system, answer in sample["written"].items()
+    }
     return {**sample, "task": short(sample["task"]), "written": written}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pytest
 
 from frcli.chat.session import Session
+from frcli.chat.store import Store
 from frcli.config import Settings
 from frcli.decode.answer import Writing
 from frcli.decode.loop import Step
@@ -14,6 +15,9 @@ from frcli.decode.reading import Cancelled
 from frcli.decode.sampler import Sampling
 from frcli.decode.stopwatch import Timings
 from frcli.errors import FrcliError, UsageError
+from frcli.fusion.mixture import UniformSum
+from frcli.fusion.policy import Policy
+from frcli.fusion.route import FusionRoute
 
 NO_TIME = Timings()
 
@@ -28,14 +32,28 @@ class ScriptedEngine:
         self.samplings: list[Sampling] = []
         self.limits: list[tuple[int, tuple[str, ...]]] = []
         self.policies: list[tuple[str | None, float | None, bool | None]] = []
+        self.policy: Policy = FusionRoute(("math", "code"))
         self.on_token: Callable[[int], None] = lambda number: None
 
     def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         return list("".join(f"<{m['role'][0]}>{m['content']}" for m in messages).encode())
 
-    def use(self, policy: str | None = None, gamma: float | None = None, sharp: bool | None = None) -> None:
+    def piece(self, token: int) -> bytes:
+        return bytes([token])
+
+    def use(
+        self,
+        policy: str | None = None,
+        gamma: float | None = None,
+        sharp: bool | None = None,
+        around: Callable[[Policy], Policy] | None = None,
+    ) -> None:
         if policy == "nonsense":
             raise UsageError("there is no policy 'nonsense'")
+        assert around is not None
+        self.policy = around(
+            UniformSum(("math", "code")) if policy == "sum" else FusionRoute(("math", "code"), gamma or 0.0)
+        )
         self.policies.append((policy, gamma, sharp))
 
     def write(
@@ -46,11 +64,12 @@ class ScriptedEngine:
         max_tokens: int = 0,
         stops: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
+        on_step: Callable[[Step], None] | None = None,
     ) -> Writing:
         self.prompts.append(bytes(prompt).decode())
         self.samplings.append(sampling)
         self.limits.append((max_tokens, tuple(stops)))
-        return Writing(self._steps(cancelled), lambda token: bytes([token]), len(prompt), stops)
+        return Writing(self._steps(cancelled), self.piece, len(prompt), stops, on_step)
 
     def _steps(self, cancelled: Callable[[], bool]) -> Iterator[Step]:
         text = self.script.pop(0)
@@ -60,8 +79,9 @@ class ScriptedEngine:
             self.on_token(number)
             if cancelled():
                 raise Cancelled
-            yield Step(byte, (("math", "code")[number // 4 % 2],), None, 1, NO_TIME)
-        yield Step(0, ("code",), None, 1, NO_TIME, finish="eos")
+            math = number // 4 % 2 == 0
+            yield Step(byte, ("math" if math else "code",), (float(math), 0.25), 1, NO_TIME, number % 4, number % 4 > 1)
+        yield Step(0, ("code",), (0.0, 0.25), 1, NO_TIME, finish="eos")
 
 
 EXPERTS = {"math": "sums", "code": "programs"}
@@ -69,8 +89,10 @@ EXPERTS = {"math": "sums", "code": "programs"}
 
 @pytest.fixture
 def scripted() -> Callable[..., Session]:
-    def make(*script: str | FrcliError, context: int = 1000, **settings: object) -> Session:
-        given = {"policy": "fusionroute", "gamma": 0.5, "ctx": context, **settings}
-        return Session(ScriptedEngine(script, context), Settings(**given), EXPERTS)  # type: ignore[arg-type]
+    """Make a session whose engine gives these answers; ``store`` is where it is kept, the rest are settings."""
+
+    def make(*script: str | FrcliError, context: int = 1000, store: Store | None = None, **settings: object) -> Session:
+        given = Settings(**{"policy": "fusionroute", "gamma": 0.5, "ctx": context, **settings})  # type: ignore[arg-type]
+        return Session(ScriptedEngine(script, context), given, EXPERTS, bundle="duo", store=store)
 
     return make

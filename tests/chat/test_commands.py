@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from frcli.chat.commands import COMMANDS, SETTABLE, Action, Reply, is_command, run_command
+from frcli.chat.commands.command import Action, Reply
+from frcli.chat.commands.settings import SETTABLE
+from frcli.chat.commands.table import COMMANDS, is_command, run_command
 from frcli.chat.session import Session
-from frcli.errors import UsageError
+from frcli.chat.store import Store, read_conversation
+from frcli.errors import DataError, OutputError, UsageError
 
 Make = Callable[..., Session]
 
@@ -32,6 +37,14 @@ def test_help_names_every_command(scripted: Make) -> None:
     assert run_command("/?", scripted()).text == text
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_each(scripted: Make, name: str) -> None:
+    text = run_command(f"/help {name}", scripted()).text
+    assert text.startswith(COMMANDS[name].usage)
+    assert COMMANDS[name].about in text
+    assert run_command(f"/help /{name}", scripted()).text == text
+
+
 @pytest.mark.parametrize("line", ["/exit", "/bye", "/quit", "/exit now"])
 def test_leaving(scripted: Make, line: str) -> None:
     assert run_command(line, scripted()).action is Action.LEAVE
@@ -43,7 +56,24 @@ def test_leaving(scripted: Make, line: str) -> None:
         ("/exprts", "there is no command /exprts; did you mean /experts?"),
         ("/xyzzy", "there is no command /xyzzy; /help lists the commands"),
         ("/", "there is no command /"),
+        ("/help exprts", "there is no command /exprts; did you mean /experts?"),
         ("/regen", "there is no answer to write again"),
+        ("/undo", "there is nothing to take back"),
+        ("/pop", "no point is marked to go back to; /push marks one"),
+        ("/read", "/read takes a file"),
+        ("/read /no/such", "cannot read /no/such: No such file or directory"),
+        ("/read /", "cannot read /: Is a directory"),
+        ("/show nonsense", "there is nothing called 'nonsense' to show"),
+        ("/save", "conversations are not kept"),
+        ("/load x", "conversations are not kept"),
+        ("/export", "/export takes a file that ends in .html, .md, .json"),
+        ("/export chat.pdf", "/export takes a file that ends in .html, .md, .json"),
+        ("/export chat.md", "nothing was said yet"),
+        ("/force bio", "there is no expert 'bio'; the experts are math, code"),
+        ("/ban maht", "there is no expert 'maht'; did you mean math?"),
+        ("/ban math code", "nobody would be left to write"),
+        ("/set schema {", "the schema is not JSON"),
+        ("/set schema /no/such", "cannot read the schema /no/such"),
         ("/set tempreature 1", "there is no setting 'tempreature'; did you mean temperature?"),
         ("/set temperature hot", "temperature is 'hot'; it must be a number"),
         ("/set temperature 200", "temperature is 200.0"),
@@ -66,7 +96,7 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(scripted: Make, line: s
     with pytest.raises(UsageError) as caught:
         run_command(line, session)
     assert said in str(caught.value)
-    assert session.settings == before
+    assert (session.settings, session.allowed) == (before, ("math", "code"))
 
 
 def test_set_lists_all_that_can_be_set(scripted: Make) -> None:
@@ -145,6 +175,222 @@ def test_experts_and_stats_count_tokens(scripted: Make) -> None:
     answered(session, "a")  # "1234" by math; "5" and the end token by code; 4 tokens of prompt
     assert " 67%  math  sums" in run_command("/experts", session).text
     text = run_command("/stats", session).text
-    assert "tokens    6" in text
-    assert "context   10 of 100 tokens (10%)" in text
-    assert "code      2 tokens (33%)" in text
+    assert "tokens   6" in text
+    assert "context  10 of 100 tokens (10%)" in text
+    assert "drafts   2 of 6 accepted (33%)" in text
+    assert "code     2 tokens (33%)" in text
+
+
+def test_undo_takes_back_one_turn_after_the_other(scripted: Make) -> None:
+    session = scripted("1", "2", "3")
+    for question in ("a", "b", "c"):
+        answered(session, question)
+    assert run_command("/undo", session).text == "taken back: c"
+    assert session.totals.used == len("<u>a<a>1<u>b<a>2")
+    run_command("/undo", session)
+    assert [turn.question for turn in session.conversation.turns] == ["a"]
+
+
+def test_push_and_pop_are_branch_points(scripted: Make) -> None:
+    session = scripted(*"123456")
+    answered(session, "a")
+    assert run_command("/push", session).text == "marked after 1 turn; /pop comes back here"
+    answered(session, "b")
+    assert run_command("/push", session).text.endswith("(2 marks)")
+    answered(session, "c")
+    assert run_command("/pop", session).text == "back after 2 turns (1 more to go back to)"
+    run_command("/undo", session)
+    run_command("/undo", session)  # further back than the mark
+    assert run_command("/pop", session).text == "back after 1 turn"
+    answered(session, "d")
+    assert session.engine.prompts[-1] == "<u>a<a>1<u>d"  # type: ignore[attr-defined]
+
+
+def test_regen_after_a_mark_leaves_what_was_marked(scripted: Make) -> None:
+    session = scripted("1", "2")
+    answered(session, "a")
+    run_command("/push", session)
+    run_command("/regen", session)
+    session.record(session.write().run())
+    run_command("/pop", session)
+    assert [turn.answer for turn in session.conversation.turns] == ["1"]
+
+
+def test_a_file_goes_with_the_next_message_only(scripted: Make, tmp_path: Path) -> None:
+    session = scripted("1", "2")
+    (tmp_path / "my notes.txt").write_text("\ufeffone\ntwo\n", encoding="utf-8")
+    said = run_command(f"/read {tmp_path}/my notes.txt", session).text
+    assert said == "my notes.txt, 11 tokens, goes with your next message"
+    assert "with my notes.txt" in session.line()
+    session.ask("Sum it up.")
+    session.record(session.write().run())
+    session.ask("Again.")
+    questions = [turn.question for turn in session.conversation.turns]
+    assert questions == ["my notes.txt:\n```\none\ntwo\n```\n\nSum it up.", "Again."]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"\xff", "is not UTF-8 at byte 0"), (b" \n", "is empty"), (b"x" * 2000, "has 2003 tokens and the context holds")],
+)
+def test_files_that_cannot_be_read(scripted: Make, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "file").write_bytes(content)
+    session = scripted()
+    with pytest.raises(UsageError, match=said):
+        run_command(f"/read {tmp_path}/file", session)
+    assert not session.attached
+
+
+def test_the_system_prompt(scripted: Make) -> None:
+    session = scripted("1", "2", system="Be kind.")
+    assert run_command("/system", session).text == "system  Be kind."
+    run_command("/system Be brief.", session)
+    answered(session, "a")
+    assert run_command("/system none", session).text == "there is no system prompt"
+    answered(session, "b")
+    assert session.engine.prompts == ["<s>Be brief.<u>a", "<u>a<a>1<u>b"]  # type: ignore[attr-defined]
+
+
+def test_a_schema_is_a_grammar(scripted: Make, tmp_path: Path) -> None:
+    session = scripted()
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "boolean"}')
+    run_command(f"/set schema {file}", session)
+    assert session.settings.sampling().grammar.startswith("root ::=")
+    run_command('/set grammar root ::= "a"', session)
+    assert (session.settings.schema, session.settings.grammar) == (None, 'root ::= "a"')
+    run_command('/set schema {"type": "null"}', session)
+    assert "null" in session.settings.grammar
+    run_command("/set schema none", session)
+    assert session.settings.grammar == ""
+
+
+def test_show(scripted: Make) -> None:
+    session = scripted("one", system="Be kind.")
+    session.shown = {"bundle": lambda: "four experts"}
+    assert run_command("/show", session).text.splitlines() == [
+        "duo \u00b7 fusionroute \u00b7 context 0 of 1000 (0%)",
+        "/show settings | system | conversation | file | bundle",
+    ]
+    assert run_command("/show bundle", session).text == "four experts"
+    assert run_command("/show system", session).text == "system  Be kind."
+    assert run_command("/show settings", session).text == run_command("/set", session).text
+    assert run_command("/show conversation", session).text == "nothing was said yet"
+    answered(session, "a")
+    assert run_command("/show conversation", session).text == ">>> a\none"
+    assert run_command("/show file", session).text == "this conversation is not kept"
+
+
+def test_context_says_what_fills_it(scripted: Make) -> None:
+    session = scripted(*["1"] * 12, context=200, system="Be kind.")
+    for number in range(12):
+        answered(session, f"q{number}")
+    text = run_command("/context", session).text.splitlines()
+    assert text[0].endswith("121 of 200 tokens (60%)")
+    assert text[0].count("#") == 24
+    rows = [line.split() for line in text[1:-1]]
+    assert rows[0] == ["system", "11"]
+    assert rows[1] == ["turns", "1-2", "18"]
+    assert rows[-2:] == [["turn", "12", "10", "q11"], ["left", "79"]]
+    assert "/clear" in text[-1]
+
+
+def test_a_banned_expert_makes_way_for_the_next_best(scripted: Make) -> None:
+    session = scripted()
+    weights = np.array([0.75, 0.25], np.float32)
+    assert run_command("/ban", session).text == "all experts may write"
+    assert "math will not write" in run_command("/ban math", session).text or "only code" in session.line()
+    assert session.engine.policy.choose(weights) == ("code",)  # type: ignore[attr-defined]
+    assert "code  programs" in run_command("/experts", session).text
+    assert "(banned)" in run_command("/experts", session).text
+    run_command("/force math", session)
+    assert session.engine.policy.choose(weights[::-1]) == ("math",)  # type: ignore[attr-defined]
+    assert "only math" in session.line()
+    run_command("/force none", session)
+    assert session.engine.policy.choose(weights) == ("math",)  # type: ignore[attr-defined]
+
+
+def test_a_policy_that_does_not_route_cannot_be_told_whom_to_choose(scripted: Make) -> None:
+    session = scripted()
+    run_command("/set policy sum", session)
+    with pytest.raises(UsageError, match="the policy sum does not route, so no expert can be forced or banned"):
+        run_command("/force math", session)
+    run_command("/set policy fusionroute", session)
+    run_command("/force math", session)
+    with pytest.raises(UsageError, match="the policy sum does not route"):
+        run_command("/set policy sum", session)
+    assert (session.settings.policy, session.allowed) == ("fusionroute", ("math",))
+
+
+def test_save_and_load(scripted: Make, tmp_path: Path) -> None:
+    session = scripted("1", "2", store=Store(tmp_path), system="Be kind.")
+    with pytest.raises(UsageError, match="nothing was said yet"):
+        run_command("/save holidays", session)
+    answered(session, "a")
+    assert "kept as holidays" in run_command("/save holidays", session).text
+    assert [path.name for path in tmp_path.iterdir()] == ["holidays.json"]
+    assert "kept as holidays after each turn" in run_command("/save", session).text
+    assert "the last one is kept, /load holidays" in run_command("/clear", session).text
+    run_command("/system Be brief.", session)
+    answered(session, "b")
+    session.keep()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "holidays" in run_command("/load", session).text
+    assert run_command("/load holidays", session).text == "holidays goes on after 1 turn, the last: a"
+    assert session.conversation.messages()[0]["content"] == session.settings.system == "Be kind."
+    assert session.totals.used > 0
+
+
+def test_load_says_that_another_bundle_began_it(scripted: Make, tmp_path: Path) -> None:
+    session = scripted("1", store=Store(tmp_path))
+    session.bundle = "quartet"
+    answered(session, "a")
+    session.keep()
+    other = scripted(store=Store(tmp_path))
+    text = run_command(f"/load {session.store.name}", other).text  # type: ignore[union-attr]
+    assert text.endswith("it was begun with quartet")
+
+
+def test_what_is_damaged_is_not_loaded(scripted: Make, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    session = scripted("1", store=Store(tmp_path))
+    answered(session, "a")
+    with pytest.raises(DataError, match="damaged"):
+        run_command("/load bad", session)
+    assert [turn.question for turn in session.conversation.turns] == ["a"]
+
+
+@pytest.mark.parametrize("suffix", [".md", ".html", ".json", ".MD"])
+def test_export_replaces_nothing_unasked(scripted: Make, tmp_path: Path, suffix: str) -> None:
+    session = scripted("one", "two")
+    answered(session, "a")
+    file = tmp_path / f"chat{suffix}"
+    assert run_command(f"/export {file}", session).text == f"written to {file}"
+    first = file.read_text()
+    answered(session, "b")
+    with pytest.raises(OutputError, match="exists; choose another name, or /export --force"):
+        run_command(f"/export {file}", session)
+    assert file.read_text() == first
+    run_command(f"/export --force {file}", session)
+    assert file.read_text() != first
+
+
+def test_an_export_is_loaded_again(scripted: Make, tmp_path: Path) -> None:
+    session = scripted("one")
+    answered(session, "a")
+    run_command(f"/export {tmp_path}/chat.json", session)
+    other = scripted(store=Store(tmp_path / "sessions"))
+    assert "goes on after 1 turn" in run_command(f"/load {tmp_path}/chat.json", other).text
+    assert read_conversation(tmp_path / "chat.json").turns[0].experts == ("math", "code")
+
+
+def test_trace_on_and_off(scripted: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    session = scripted()
+    assert run_command("/trace", session).text == "no trace is written"
+    assert run_command("/trace on", session).text == f"tokens are traced to {tmp_path}/frcli/traces/chat.jsonl"
+    assert "traced" in session.line()
+    assert run_command("/trace off", session).text == "no trace is written"
+    with pytest.raises(OutputError, match="cannot write the trace"):
+        run_command(f"/trace {tmp_path}", session)
+    assert session.trace is None

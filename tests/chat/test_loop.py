@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from frcli.chat.interrupt import StopFlag
 from frcli.chat.loop import HOW_TO_LEAVE, converse
 from frcli.chat.session import Session
+from frcli.chat.store import Store, read_conversation
 from frcli.decode.answer import Answer
 from frcli.errors import FrcliError, ModelError
 from frcli.tokens import Span
@@ -26,8 +28,8 @@ class Transcript:
         self.lines: list[str] = []
         self.answers: list[Answer | None] = []
 
-    def begin(self, *, show_experts: bool) -> None:
-        self.lines.append("experts: " if show_experts else "answer: ")
+    def begin(self) -> None:
+        self.lines.append("answer: ")
 
     def span(self, span: Span) -> None:
         self.lines[-1] += span.text
@@ -42,18 +44,29 @@ class Transcript:
         self.lines.append(f"error: {error}")
 
 
-def talk(session: Session, *said: str | type[BaseException]) -> Transcript:
-    """Chat with these lines (or exceptions of the reader), and leave with Ctrl-D."""
-    lines: Iterator[Any] = iter([*said, EOFError])
+class Typist:
+    """A keyboard on which these lines are typed (or exceptions raised) and Ctrl-D; in an editor a text becomes another
+    by ``changes``.
+    """
 
-    def read() -> str:
-        line = next(lines)
+    def __init__(self, said: Sequence[str | type[BaseException]], changes: Mapping[str, str]) -> None:
+        self._said: Iterator[Any] = iter([*said, EOFError])
+        self._changes = changes
+
+    def __call__(self) -> str:
+        line = next(self._said)
         if isinstance(line, str):
             return line
         raise line
 
+    def edit(self, text: str) -> str:
+        return self._changes.get(text, text)
+
+
+def talk(session: Session, *said: str | type[BaseException], changes: Mapping[str, str] | None = None) -> Transcript:
+    """Chat with these lines (or exceptions of the reader), and leave with Ctrl-D."""
     view = Transcript()
-    converse(session, read, view)
+    converse(session, Typist(said, changes or {}), view)
     return view
 
 
@@ -133,7 +146,7 @@ def test_a_bug_is_not_swallowed(scripted: Make) -> None:
 def test_a_full_context_is_told_with_the_way_out(scripted: Make) -> None:
     session = scripted("0123456789", "short", context=22)
     view = talk(session, "one", "and another one", "/clear", "new")
-    assert "the conversation has 37 tokens and the context holds 22; /clear begins a new one" in view.lines[2]
+    assert "the conversation has 37 tokens and the context holds 22; /edit shortens the message, /undo" in view.lines[2]
     assert view.lines[-1] == "answer: short"
 
 
@@ -143,10 +156,44 @@ def test_a_message_that_is_too_long_for_any_context(scripted: Make) -> None:
 
 
 def test_settings_change_between_answers(scripted: Make) -> None:
-    view = talk(scripted("a", "b"), "one", "/set show_experts on", "/set temperature 9999", "two")
-    assert view.lines[0] == "answer: a"
-    assert view.lines[-1] == "experts: b"
+    view = talk(scripted("a", "b"), "one", "/set max_tokens 3", "/set temperature 9999", "two")
+    assert (view.lines[0], view.lines[-1]) == ("answer: a", "answer: b")
     assert "error: temperature is 9999.0" in view.lines[2]
+
+
+def test_the_last_question_is_edited_and_asked_again(scripted: Make) -> None:
+    session = scripted("first", "second", "third")
+    view = talk(session, "one", "two", "/edit", changes={"two": "2\n"})
+    assert view.lines[-1] == "answer: third"
+    assert session.engine.prompts[-1] == "<u>one<a>first<u>2"  # type: ignore[attr-defined]
+    assert [turn.question for turn in session.conversation.turns] == ["one", "2"]
+
+
+def test_an_edit_that_changes_nothing_asks_nothing(scripted: Make) -> None:
+    session = scripted("first")
+    assert talk(session, "one", "/edit").lines[-1] == "nothing was changed, so nothing is asked"
+    assert [turn.answer for turn in session.conversation.turns] == ["first"]
+
+
+def test_a_first_message_can_be_written_in_the_editor(scripted: Make) -> None:
+    assert talk(scripted("Hello."), "/edit", changes={"": "hi"}).lines == ["answer: Hello."]
+    assert talk(scripted(), "/edit", changes={"": " \n"}).lines == ["nothing was changed, so nothing is asked"]
+
+
+def test_every_turn_is_on_disk_at_once(scripted: Make, tmp_path: Path) -> None:
+    session = scripted("0123", "next", store=Store(tmp_path))
+    (kept,) = [path for _ in talk(session, "one").lines for path in tmp_path.glob("*.json")]
+    assert read_conversation(kept).turns[0].answer == "0123"
+    talk(session, "two", "/undo")
+    assert [turn.question for turn in read_conversation(kept).turns] == ["one"]
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_disk_that_cannot_be_written_is_told_once(scripted: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    view = talk(scripted("a", "b", store=Store(tmp_path / "file" / "sessions")), "one", "two")
+    assert [line for line in view.lines if "not kept" in line] == [view.lines[1]]
+    assert view.lines[-1] == "answer: b"
 
 
 def test_a_stop_flag_outside_the_main_thread_takes_no_signals() -> None:

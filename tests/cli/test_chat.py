@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from frcli.bundle import Bundle
+from frcli.chat.conversation import Conversation
+from frcli.chat.store import SavedConversation, Store, read_conversation
 from frcli.decode.engine import Engine, Options
 from frcli.decode.sampler import Sampling
 
@@ -101,6 +104,40 @@ def test_a_grammar_is_followed(frcli: Run, tmp_path: Path) -> None:
     file = tmp_path / "g.gbnf"
     file.write_text('root ::= "yes, " ("of course" | "sure")')
     assert frcli("chat", "trio", "-p", "well?", "--grammar-file", file).out.startswith("yes, ")
+
+
+def test_a_schema_is_followed(frcli: Run, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps(schema))
+    for given in (file, json.dumps(schema)):
+        assert set(json.loads(frcli("chat", "trio", "-p", "well?", "--schema", given).out)) == {"sure"}
+    ran = frcli("chat", "trio", "-p", "well?", "--schema", file, "--grammar", 'root ::= "a"')
+    assert (ran.code, ran.err) == (2, "frcli: grammar and schema are both given; give one of them\n")
+
+
+def test_one_answer_goes_on_with_the_last_conversation(frcli: Run, tmp_path: Path) -> None:
+    env = {"XDG_DATA_HOME": str(tmp_path)}
+    ran = frcli("chat", "trio", "-c", "-p", "hello", *SHORT, env=env)
+    assert (ran.code, ran.err) == (2, "frcli: there is no conversation to go on with; leave out -c\n")
+    frcli("chat", "trio", "-p", "hello", *SHORT, env=env)
+    assert not list(tmp_path.rglob("*.json"))  # one answer alone is not kept
+    store = Store(tmp_path / "frcli" / "sessions")
+    talk = Conversation("Be kind.")
+    talk.ask("one")
+    talk.answered("1")
+    store.write(SavedConversation.of(talk, "trio"))
+    told = frcli("chat", "-c", "-p", "two", "--json", *SHORT, env=env).json
+    (kept,) = store.kept()
+    saved = read_conversation(kept.path)
+    assert [(turn.question, turn.answer) for turn in saved.turns] == [("one", "1"), ("two", told["text"])]
+    assert saved.system == "Be kind."
+    assert sum(len(names) for _, names, _ in saved.turns[1].tokens) == told["usage"]["completion_tokens"]
+    kept.path.write_text("{")
+    ran = frcli("chat", "-c", "-p", "three", *SHORT, env=env)
+    assert ran.code == 1
+    assert "is damaged, or no conversation of frcli; it was left as it is" in ran.err
+    assert kept.path.read_text() == "{"
 
 
 def test_the_environment_and_the_file_are_read(frcli: Run, trio: Bundle, tmp_path: Path) -> None:

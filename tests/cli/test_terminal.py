@@ -53,7 +53,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_the_chat(terminal: Open) -> None:
     say(chat, "more")
     chat.wait_for("5 tokens")
     say(chat, "/stats")
-    chat.wait_for("answers   2")
+    chat.wait_for("answers  2")
     say(chat, "/exit")
     assert chat.end() == 0
 
@@ -87,7 +87,7 @@ def test_regen_writes_the_answer_again(terminal: Open) -> None:
     say(chat, "/regen")
     chat.wait_for("5 tokens")
     say(chat, "/stats")
-    chat.wait_for("answers   2")
+    chat.wait_for("answers  2")
     say(chat, "/bye")
     assert chat.end() == 0
 

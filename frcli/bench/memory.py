@@ -11,9 +11,9 @@ from frcli.bench.peers import BareExpert, loaded_model
 from frcli.bench.plan import Prompt
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
-from frcli.sources.llama import LlamaModel
 from frcli.sources.llama_log import MIB, listening
-from frcli.sources.onnx import OnnxRouter
+from frcli.sources.needs import kv_bytes, router_of
+from frcli.sources.shape import read_shape
 
 OVERHEAD = 16 * MIB  # what an expert may take beyond its adapter and its KV cache
 
@@ -44,7 +44,7 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
         entry = {
             "adapter": artifact.path.stat().st_size if artifact and table.adapter else None,
             "weights": artifact.path.stat().st_size if artifact and table.file else None,
-            "kv": kv_bytes(loaded_model(engine, name), engine.context * engine.sequences),
+            "kv": sum(kv_bytes(read_shape(loaded_model(engine, name).path), engine.plan.running)),
             "kv_held": said.get("KV"),
             "compute": said.get("compute"),
             "output": said.get("output"),
@@ -64,7 +64,7 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
         "sequences": engine.sequences,
         "base": base.weight_bytes,
         "router": router,
-        "router_kv": router_kv_bytes(engine.router, engine.context) if engine.router else None,
+        "router_kv": routed.token * engine.context if engine.router and (routed := router_of(bundle)) else None,
         "experts": experts,
         "target": base.weight_bytes + router + sum(each),
         "resident": _growth(begin, after),
@@ -78,24 +78,6 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
 
 def _growth(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
-
-
-def kv_bytes(model: LlamaModel, context: int) -> int:
-    """Bytes of the KV cache of a context with so many tokens in float16: ``tokens x layers x (keys + values) x 2``, the
-    tokens in whole blocks of 256, keys and values of ``kv_heads x head_size`` each.
-
-    For models with full attention in all layers, all with the same number of heads.
-    """
-    return -(-context // 256) * 256 * model.kv_bytes
-
-
-def router_kv_bytes(router: OnnxRouter, context: int) -> int:
-    """Bytes of the router's KV buffers of one sequence, float32; the system gives them as they fill."""
-    total = 0
-    for entry in router._session.get_inputs():
-        if entry.name.startswith(("past_key.", "past_value.")):
-            total += int(entry.shape[1]) * context * int(entry.shape[3]) * 4
-    return total
 
 
 def need(sizes: dict[str, Any], context: int, sequences: int, experts: int | None = None) -> int:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from frcli.errors import ModelError
+from frcli.errors import ModelError, UsageError
 
 CPU, GPU = "cpu", "gpu"
+AUTO = "auto"  # layers on GPUs: as many as have room
 
 
 @lru_cache(maxsize=1)
@@ -133,6 +134,17 @@ def devices() -> tuple[Device, ...]:
         if gpu.about not in seen
     ]
     return (main, *gpus, *others)
+
+
+def parse_gpu_layers(text: str) -> int | str:
+    """``auto`` or the number of layers that the text means; raises ``UsageError`` when it means neither."""
+    if text == AUTO:
+        return AUTO
+    try:
+        return int(text)
+    except ValueError:
+        hint = "it is auto, or a number of layers: 0 for none, -1 for all"
+        raise UsageError(f"gpu-layers is {text!r}", hint) from None
 
 
 def nvidia_gpus() -> tuple[Device, ...]:

@@ -132,20 +132,6 @@ class LlamaModel:
         """Number of tokens that the model was trained to read."""
         return int(self._lib.llama_model_n_ctx_train(self._model))
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes that the KV cache of one token takes in f16, where all layers have the same attention."""
-        lib, model = self._lib, self._model
-        usual = lib.llama_model_n_embd(model) // max(1, lib.llama_model_n_head(model))
-        family = self._metadata("general.architecture")
-        sizes = [int(self._metadata(f"{family}.attention.{kind}_length") or usual) for kind in ("key", "value")]
-        return int(lib.llama_model_n_layer(model) * lib.llama_model_n_head_kv(model) * sum(sizes) * 2)
-
-    def _metadata(self, key: str) -> str:
-        buffer = ctypes.create_string_buffer(128)
-        size = self._lib.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace") if size > 0 else ""
-
     @cached_property
     def size(self) -> int:
         """Number of usable token ids: the width of the vocabulary without the padding at its end."""

@@ -13,6 +13,7 @@ The formula of the compute buffer holds with flash attention and was read off wh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from frcli.bundle import Bundle
 from frcli.errors import ModelError
@@ -69,13 +70,14 @@ def compute_bytes(shape: ModelShape, running: Running) -> int:
 @dataclass(frozen=True, slots=True)
 class ModelNeed:
     """A model that is loaded once for all who use it: ``contexts`` are their names, ``adapters`` the bytes of each
-    one's adapter, 0 for none.
+    one's adapter, 0 for none. ``path`` is its file, if there is one.
     """
 
     role: str
     shape: ModelShape
     contexts: tuple[str, ...]
     adapters: tuple[int, ...]
+    path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Demand:
 
 
 def demand(bundle: Bundle, policy: Policy | None = None) -> Demand:
-    """What the bundle loads: all its models, and contexts for those that ``policy`` may use (None: for all experts).
+    """What the bundle loads for what ``policy`` may use (None: all experts and the router), and its base in any case.
 
     Only headers are read. Raises ``ModelError`` for a file that is missing or says no shape.
     """
@@ -140,25 +142,28 @@ def demand(bundle: Bundle, policy: Policy | None = None) -> Demand:
     own: list[ModelNeed] = []
     for name in bundle.experts:
         artifact, table = bundle.expert(name), bundle.manifest.experts[name]
+        if name not in used:
+            continue
         if artifact is not None and table.file:
-            contexts = (name,) if name in used else ()
-            own.append(ModelNeed(f"expert {name}", read_shape(artifact.path), contexts, (0,) * len(contexts)))
-        elif name in used:
+            own.append(ModelNeed(f"expert {name}", read_shape(artifact.path), (name,), (0,), artifact.path))
+        else:
             on_base[name] = artifact.path.stat().st_size if artifact is not None else 0
     if BASE in used:
         on_base[BASE] = 0
-    models = [ModelNeed(BASE, base, tuple(on_base), tuple(on_base.values())), *own]
-    if (large := bundle.large()) is not None:
-        contexts = (LARGE,) if policy is not None and LARGE in used else ()
-        models.append(ModelNeed(LARGE, read_shape(large.path), contexts, (0,) * len(contexts)))
-    routed = policy is None or policy.needs_router
-    return Demand(tuple(models), _router(bundle) if routed and bundle.router() is not None else None)
+    models = [ModelNeed(BASE, base, tuple(on_base), tuple(on_base.values()), bundle.base().path), *own]
+    if LARGE in used and (large := bundle.large()) is not None:
+        models.append(ModelNeed(LARGE, read_shape(large.path), (LARGE,), (0,), large.path))
+    return Demand(tuple(models), router_of(bundle) if policy is None or policy.needs_router else None)
 
 
-def _router(bundle: Bundle) -> RouterNeed:
-    """The router's file if it is built, or else what it will be by its base and precision."""
+def router_of(bundle: Bundle) -> RouterNeed | None:
+    """The router's file if it is built, or else what it will be by its base and precision; None without a router.
+
+    Raises ``ModelError`` for a file that is no router.
+    """
     path, table = bundle.router_model(), bundle.manifest.router
-    assert path is not None and table is not None
+    if path is None or table is None:
+        return None
     if path.is_file():
         said = onnx_metadata(path)
         try:

@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from frcli.bundle import Bundle
-from frcli.errors import UsageError
 from frcli.fusion.policy import ROUTER, Policy
-from frcli.sources.devices import CPU, Device, devices
+from frcli.sources.devices import AUTO, CPU, Device, devices
 from frcli.sources.ggml import repacked_types
 from frcli.sources.kv_types import check_kv_type
 from frcli.sources.needs import Demand, ModelNeed, Running, compute_bytes, demand, kv_bytes
 
-AUTO = "auto"
 _RESERVE = 512 << 20  # left free on a GPU for its driver, the screen, and what the formulas miss
 
 
@@ -119,18 +117,6 @@ def plan_bundle(
     has no shape, ``UsageError`` for a KV type that a model cannot have.
     """
     return make_plan(demand(bundle, policy), running, devices() if available is None else available, gpu_layers)
-
-
-def parse_gpu_layers(text: str) -> int | str:
-    """``auto`` or the number that the text means; raises ``UsageError`` when it means neither."""
-    if text == AUTO:
-        return AUTO
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(
-            f"gpu-layers is {text!r}", "it is auto, or a number of layers: 0 for none, -1 for all"
-        ) from None
 
 
 def make_plan(needed: Demand, running: Running, available: Sequence[Device], gpu_layers: int | str = AUTO) -> Plan:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from frcli.errors import FitError, UsageError
+from frcli.sources.devices import AUTO
 from frcli.sources.kv_types import KV_TYPES
 from frcli.sources.needs import Demand, Running
-from frcli.sources.plan import AUTO, Plan, make_plan
+from frcli.sources.plan import Plan, make_plan
 from frcli.sources.shape import QUANTS
 
 _LEAST_CONTEXT = 512

@@ -144,10 +144,10 @@ def _shape(path: Path, header: Header) -> ModelShape:
         max(numbers(key), default=0)
         for key in ("block_count", "embedding_length", "attention.head_count", "feed_forward_length")
     )
-    if not (count and hidden and heads):
+    if not (count and hidden):
         raise ModelError(f"the header of {path} says no shape of a model", "use the GGUF file of a decoder")
     kv_heads = numbers("attention.head_count_kv") or [heads]
-    lengths = [max(numbers(f"attention.{kind}_length"), default=hidden // heads) for kind in ("key", "value")]
+    lengths = [max(numbers(f"attention.{kind}_length"), default=hidden // max(1, heads)) for kind in ("key", "value")]
     layers = [0] * count
     repackable: list[dict[str, int]] = [{} for _ in range(count + 1)]
     embedding = head = in_layers = matrices = 0

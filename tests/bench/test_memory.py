@@ -7,8 +7,7 @@ import logging
 import pytest
 
 from frcli.bench.machine import describe, resident_memory
-from frcli.bench.memory import OVERHEAD, kv_bytes, measure, need, router_kv_bytes
-from frcli.bench.peers import loaded_model
+from frcli.bench.memory import OVERHEAD, measure, need
 from frcli.bench.plan import Prompt
 from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
@@ -24,10 +23,9 @@ def test_what_an_engine_takes_by_part(trio: Bundle) -> None:
         found = measure(engine, PROMPT, begin)
         # 300 tokens are held in 512 cells: 2 layers of 2 heads of 16 keys and 16 values, 2 bytes each.
         cells = 512 * 2 * 2 * (16 + 16) * 2
-        assert kv_bytes(loaded_model(engine, "general"), 300) == cells
         assert engine.policy.name == "fusionroute"
         assert engine.router is not None
-        assert found["router_kv"] == router_kv_bytes(engine.router, 300) == 2 * 2 * (2 * 300 * 16) * 4
+        assert found["router_kv"] == 2 * 2 * (2 * 300 * 16) * 4
     assert list(found["experts"]) == ["general", "math", "code"]
     for name, sizes in found["experts"].items():
         assert sizes["kv"] == cells

@@ -6,6 +6,8 @@ wait for the scheduler: a token of 9 ms then takes seconds.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -176,11 +178,25 @@ def cuda_router() -> bool:
 
 
 @lru_cache(maxsize=1)
+def load_cuda() -> None:
+    """Load the CUDA libraries that pip has installed beside ONNX Runtime, which does not look there by itself.
+
+    Untested: there was no such GPU.
+    """
+    import onnxruntime
+
+    if has_nvidia() and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()
+
+
+@lru_cache(maxsize=1)
 def cuda_failure() -> str | None:
     """Why a session on the CUDA provider cannot be made, None when it can."""
     import onnxruntime
     from onnx import TensorProto, helper
 
+    load_cuda()
     value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "one", value[:1], value[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

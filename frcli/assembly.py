@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from frcli.bundle import MANIFEST, ROUTER_FORMAT, Bundle, Manifest, file_sha256, read_bundle, valid_name
 from frcli.errors import BundleError, ModelError, OutputError, UsageError
 from frcli.fusion.registry import make_policy
@@ -46,6 +48,7 @@ class Wish:
     adapters: frozenset[str] = frozenset()
     router: str = ""
     router_base: str = ""
+    precision: str = ""
     large: str = ""
     policy: str = ""
     gamma: float | None = None
@@ -88,8 +91,10 @@ def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, 
     text = _manifest(wish, experts, pieces, vocabulary, kinds)
     try:
         Manifest.model_validate(tomllib.loads(text))
-    except ValueError as error:  # pydantic's is one
-        raise UsageError(f"this makes no bundle: {' '.join(str(error).split())}", "see docs/bundles.md") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UsageError(f"this makes no bundle: {key} is wrong: {first['msg']}", "see docs/bundles.md") from None
     with _staged(folder, force) as inside:
         for piece in pieces:
             if piece.path is not None:
@@ -175,12 +180,6 @@ def _in_hub_cache(source: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether the GGUF file holds an adapter and no model."""
-    with open_header(path) as header:
-        return header.text("general.type") == "adapter"
-
-
 def _compare(pieces: Sequence[Piece], notes: list[str]) -> tuple[str, dict[str, str]]:
     """The hash of the vocabulary that all models share, empty if no base is here; and for each expert with a file that
     is here whether that is an ``adapter`` or a model ``file``.
@@ -192,7 +191,8 @@ def _compare(pieces: Sequence[Piece], notes: list[str]) -> tuple[str, dict[str, 
     for role, path in here.items():
         if role == ROUTER:
             continue
-        adapter = is_adapter(path)
+        with open_header(path) as header:
+            adapter = header.text("general.type") == "adapter"
         if role.startswith("expert "):
             kinds[role.removeprefix("expert ")] = "adapter" if adapter else "file"
         elif adapter:
@@ -317,9 +317,12 @@ def _manifest(
         piece = by_role[role]
         return [f"{key} = {_toml(piece.file)}", *_pair("source", piece.source), *_pair("sha256", piece.sha256)]
 
-    context = wish.context
-    if context is None and (base := by_role[BASE].path) is not None:
-        context = min(_CONTEXT, read_shape(base).context)
+    context, base = wish.context, by_role[BASE].path
+    if base is not None:
+        trained = read_shape(base).context
+        context = context or min(_CONTEXT, trained)
+        if context > trained:
+            raise UsageError(f"a context of {context} tokens is not possible", f"the base reads at most {trained}")
     text = ["format = 1", f"name = {_toml(wish.name)}", *_pair("description", wish.description)]
     text += [*_pair("license", wish.license), *_pair("vocabulary", vocabulary), "", "[base]", *lines(BASE)]
     for name in experts:
@@ -331,6 +334,7 @@ def _manifest(
         text += ["", "[large]", *lines(LARGE)]
     if ROUTER in by_role:
         text += ["", "[router]", *lines(ROUTER, "file" if by_role[ROUTER].file.endswith(".onnx") else "trained")]
+        text += _pair("precision", wish.precision)
     if ROUTER_BASE in by_role:
         text += ["", "[router.base]", *lines(ROUTER_BASE)]
     text += ["", "[defaults]", f"policy = {_toml(_policy(wish))}", *_pair("gamma", wish.gamma)]
@@ -389,10 +393,11 @@ def _put(piece: Piece, inside: Path, folder: Path, *, link: bool) -> None:
     or as a copy.
     """
     assert piece.path is not None
+    files = {piece.path: piece.file}
     data = piece.path.with_name(f"{piece.path.name}.data")
-    for path, name in ((piece.path, piece.file), (data, data.name)):
-        if path == data and not (piece.file.endswith(".onnx") and data.is_file()):
-            continue
+    if piece.file.endswith(".onnx") and data.is_file():
+        files[data] = data.name
+    for path, name in files.items():
         if link and not path.is_relative_to(folder.resolve()):
             (inside / name).symlink_to(path)
             continue

@@ -105,6 +105,9 @@ def new(
     router_base: Annotated[
         str, typer.Option(metavar="FILE", help="GGUF that the router is made of, if not base.")
     ] = "",
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="int4, int8, fp16 or fp32: what the router is built in.")
+    ] = "",
     large: Annotated[str, typer.Option(metavar="FILE", help="GGUF of a larger model that the experts steer.")] = "",
     policy: Annotated[str, typer.Option(metavar="POLICY", help="How the models write together.")] = "",
     gamma: Annotated[float | None, typer.Option(help="Weight of the router's own logits.", show_default=False)] = None,
@@ -137,6 +140,7 @@ def new(
         adapters=frozenset(adapters),
         router=router,
         router_base=router_base,
+        precision=precision,
         large=large,
         policy=policy,
         gamma=gamma,

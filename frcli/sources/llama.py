@@ -260,9 +260,7 @@ class LlamaSource:
         params.n_seq_max = sequences
         params.n_outputs_max = self._max_rows
         params.n_threads = params.n_threads_batch = threads
-        params.type_k = params.type_v = KV_TYPES[kv_type].id
-        if KV_TYPES[kv_type].quantized:
-            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        keep_as(kv_type, params, lib)
         # With a cache for each sequence llama.cpp reads only sequences with neighbouring numbers together: eight that
         # are no neighbours take twice as long as from one cache, and an expert seldom gets neighbours.
         params.kv_unified = True
@@ -381,6 +379,13 @@ class LlamaSource:
         if self._ctx is not None:
             self._lib.llama_free(self._ctx)
             self._ctx = None
+
+
+def keep_as(kv_type: str, params: Any, lib: Any) -> None:
+    """Let a context with these parameters keep its keys and values as that type."""
+    params.type_k = params.type_v = KV_TYPES[kv_type].id
+    if KV_TYPES[kv_type].quantized:
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
 
 
 def check_magic(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 
-from frcli.bundle import file_sha256, read_bundle
+from frcli.bundle import read_bundle
 
 Run = Callable[..., Any]
 SHAPE = tiny.TinyShape()
@@ -29,6 +30,10 @@ class Files:
         return self.folder / {"router": "router.safetensors", "onnx": "router.onnx"}.get(name, f"{name}.gguf")
 
 
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from converters.adapter import convert_adapter
@@ -42,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wide = tiny.write_gguf(folder / "wide.gguf", replace(SHAPE, hidden=96, heads=6))
     for name, on, shape in (("math", base, SHAPE), ("misfit", wide, replace(SHAPE, hidden=96, heads=6))):
         convert_adapter(tiny.write_peft(folder / f"{name}-peft", shape), on, folder / f"{name}.gguf")
-    tiny.write_trained(folder / "router.safetensors", SHAPE, ("general", "math"), base_sha256=file_sha256(base))
+    tiny.write_trained(folder / "router.safetensors", SHAPE, ("general", "math"), base_sha256=digest_of(base))
     model = LlamaModel(base, vocab_only=True)
     digest = vocabulary_hash(model.texts())
     model.close()
@@ -80,7 +85,7 @@ def test_a_bundle_can_be_moved_and_its_sources_deleted(frcli: Run, files: Files,
     assert bundle.manifest.experts["math"].about == "sums"
     assert bundle.manifest.vocabulary
     for artifact in bundle.artifacts():
-        assert artifact.path.parent == moved and artifact.sha256 == file_sha256(artifact.path)
+        assert artifact.path.parent == moved and artifact.sha256 == digest_of(artifact.path)
     after = frcli("chat", moved, "-p", "the", "-n", "8", "-t", "0", env=files.env)
     assert (after.code, after.out) == (0, before.out)
     assert frcli("doctor", moved, env=files.env).code == 0
@@ -89,7 +94,7 @@ def test_a_bundle_can_be_moved_and_its_sources_deleted(frcli: Run, files: Files,
 def test_a_trained_router_is_built_by_pull(frcli: Run, files: Files, tmp_path: Path) -> None:
     ran = frcli(
         *("models", "new", "duo", "--base", files.base, "--expert", f"math={files.math}", "--expert", "general"),
-        *("--router", files.router, "-o", tmp_path / "duo"),
+        *("--router", files.router, "--precision", "fp32", "-o", tmp_path / "duo"),
         env=files.env,
     )
     assert ran.code == 0, ran.err
@@ -138,7 +143,7 @@ def test_sources_are_written_down(frcli: Run, files: Files) -> None:
         manifest = tomllib.load(file)
     assert manifest["base"] == {"file": "base.gguf", "source": "hf:user/repo/base.gguf"}
     assert manifest["experts"]["math"] == {"adapter": "math.gguf", "source": "hf:user/repo/math.gguf"}
-    assert manifest["experts"]["general"]["sha256"] == file_sha256(files.other)
+    assert manifest["experts"]["general"]["sha256"] == digest_of(files.other)
     assert manifest["router"]["trained"] == "router.safetensors"
     assert "frcli models pull far" in ran.err.splitlines()[-1]
 
@@ -193,7 +198,8 @@ def test_another_template_is_told(frcli: Run, files: Files, monkeypatch: pytest.
         (["--base", "{base}", "--about", "b=x"], 2, "--about names b"),
         (["--base", "{base}", "--router-base", "{base}"], 2, "without a --router"),
         (["--base", "{base}", "--gamma", "99"], 2, "gamma is 99"),
-        (["--base", "{base}", "--ctx", "3"], 2, "this makes no bundle"),
+        (["--base", "{base}", "--ctx", "3"], 2, "this makes no bundle: defaults.context is wrong"),
+        (["--base", "{base}", "--ctx", "513"], 2, "the base reads at most 512"),
     ],
 )
 def test_what_does_not_belong_together(frcli: Run, files: Files, arguments: list[str], code: int, said: str) -> None:

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from frcli.bundle import MANIFEST, ROUTER_FORMAT, Bundle, Manifest, file_sha256, read_bundle, valid_name
 from frcli.errors import BundleError, ModelError, OutputError, UsageError
+from frcli.fusion.policy import BASE, LARGE, ROUTER
 from frcli.fusion.registry import make_policy
 from frcli.sources.ggml import Tensor, open_header
 from frcli.sources.llama import LlamaModel
@@ -30,7 +30,7 @@ from frcli.sources.shape import read_shape
 from frcli.tokens import explain_difference, vocabulary_hash
 
 SOURCES = ("hf:", "pypi:")
-BASE, LARGE, ROUTER, ROUTER_BASE = "base", "large", "router", "router's base"
+ROUTER_BASE = "router's base"
 _CONTEXT = 2048
 
 
@@ -76,11 +76,10 @@ class Piece:
 
 
 def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, list[str]]:
-    """Write the bundle to ``folder`` and return it, and what a user should know of it: one sentence each.
+    """Write the bundle to ``folder`` and return it, and what a user should know of it, one sentence each.
 
     Raises ``UsageError`` for names and settings that cannot be meant, ``BundleError`` or ``ModelError`` for files that
-    do not belong together or cannot be read, and ``OutputError`` for a folder that exists or cannot be written; nothing
-    is left then.
+    do not belong together, ``OutputError`` for a folder that exists or cannot be written; nothing is left then.
     """
     _check_names(wish)
     _refuse(folder, force)
@@ -111,10 +110,9 @@ def _check_names(wish: Wish) -> None:
             raise UsageError(str(error), "choose another name") from None
     if wish.router_base and not wish.router:
         raise UsageError("--router-base is given without a --router", "give both or none")
-    if unknown := [name for name in wish.about if name not in wish.experts]:
-        raise UsageError(
-            f"--about names {unknown[0]}, which is no expert", f"the experts are {', '.join(wish.experts)}"
-        )
+    for name in wish.about:
+        if name not in wish.experts:
+            raise UsageError(f"--about names {name}, which is no expert", f"the experts are {', '.join(wish.experts)}")
     trained = [name for name, source in wish.experts.items() if source]
     roles = {role for role, source in ((ROUTER, wish.router), (LARGE, wish.large)) if source}
     gamma = 1.0 if wish.gamma is None else wish.gamma
@@ -123,9 +121,8 @@ def _check_names(wish: Wish) -> None:
 
 def _policy(wish: Wish) -> str:
     """The policy that was asked for, or the one that the models are good for."""
-    if wish.policy or wish.router:
-        return wish.policy or "fusionroute"
-    return "sum" if len(wish.experts) > 1 else f"expert:{next(iter(wish.experts))}"
+    several = "fusionroute" if wish.router else "sum"
+    return wish.policy or (several if wish.router or len(wish.experts) > 1 else f"expert:{next(iter(wish.experts))}")
 
 
 def _pieces(wish: Wish) -> Iterator[Piece]:
@@ -133,10 +130,8 @@ def _pieces(wish: Wish) -> Iterator[Piece]:
     taken: set[str] = set()
 
     def named(file: str) -> str:
-        stem, dot, suffix = file.rpartition(".")
-        number = 2
         while file in taken:
-            file, number = f"{stem}-{number}{dot}{suffix}", number + 1
+            file = f"another-{file}"
         taken.add(file)
         return file
 
@@ -229,8 +224,7 @@ def _manner(model: LlamaModel) -> dict[str, str]:
 
 
 def _shown(text: str) -> str:
-    short = ascii(text)
-    return (short if len(short) <= 48 else f"{short[:44]}...'") if text else "missing"
+    return ascii(text)[:60] if text else "missing"
 
 
 def _check_adapter(path: Path, base: Path) -> None:
@@ -346,7 +340,7 @@ def _pair(key: str, value: str | float | None) -> list[str]:
     return [] if value in ("", None) else [f"{key} = {_toml(value)}"]
 
 
-def _toml(value: Any) -> str:
+def _toml(value: str | float | None) -> str:
     """A text or number as TOML: as JSON, whose escapes are TOML's but for the DEL character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 

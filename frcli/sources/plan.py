@@ -141,9 +141,10 @@ def make_plan(needed: Demand, running: Running, available: Sequence[Device], gpu
     for model in sorted(needed.models, key=lambda model: -len(model.contexts)):
         left = [room[gpu.name] - sum(s.bytes for s in shares if s.device == gpu.name) for gpu in gpus]
         units = _units(model, running)
-        if gpu_layers == AUTO:
+        counts: tuple[int, ...] = (0,) * len(gpus)  # of a model of which only the vocabulary is used
+        if model.contexts and gpu_layers == AUTO:
             counts = _fill(units, len(model.contexts) * compute_bytes(model.shape, running), left)
-        else:
+        elif model.contexts:
             counts = _divide(len(units) if int(gpu_layers) < 0 else min(int(gpu_layers), len(units)), left)
         placements[model.role] = Placement(model.role, counts, len(units))
         shares += _shares(model, placements[model.role], running, [host, *gpus])

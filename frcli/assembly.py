@@ -383,9 +383,7 @@ def _staged(folder: Path, force: bool) -> Iterator[Path]:
 
 
 def _put(piece: Piece, inside: Path, folder: Path, *, link: bool) -> None:
-    """Put a file that is here, and the data of a large ONNX file, into the folder: as a hard link where the disk can,
-    or as a copy.
-    """
+    """Put a file, and the data of a large ONNX file, into the folder: a hard link where that is possible, or a copy."""
     assert piece.path is not None
     files = {piece.path: piece.file}
     data = piece.path.with_name(f"{piece.path.name}.data")

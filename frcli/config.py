@@ -78,6 +78,7 @@ WHOLE = Kind("a whole number", _whole, (int,))
 NUMBER = Kind("a number", _number, (int, float))
 SWITCH = Kind("on or off", _switch, (bool,))
 TEXT = Kind("a text", str, (str,))
+LAYERS = Kind("auto or a whole number", str, (str, int))
 TEXTS = Kind('a text, or a list like ["a", "b"]', _texts, (str, list))
 
 
@@ -145,9 +146,13 @@ class Settings:
     )
     ctx: int | None = _setting(None, WHOLE, "Tokens of context.", fixed=True)
     threads: int = _setting(0, WHOLE, "Threads; 0 is one for each physical core.", fixed=True)
-    gpu_layers: int = _setting(
-        0, WHOLE, "Layers of the experts on a GPU; -1 is all. Untested: there was no GPU to test it on.", fixed=True
+    kv_type: str = _setting(
+        "f16", TEXT, "What keys and values are kept as: f16, q8_0 (half of it), q4_0 and others.", fixed=True
     )
+    gpu_layers: str = _setting(
+        "auto", LAYERS, "Layers of each model on GPUs: a number, -1 for all, or auto for what has room.", fixed=True
+    )
+    fit: bool = _setting(True, SWITCH, "Refuse what needs more memory than is free.", fixed=True)
 
     def sampling(self, **overrides: Any) -> Sampling:
         """The sampler's settings under ``overrides``; raises ``UsageError`` when one is out of range."""
@@ -172,9 +177,18 @@ class Settings:
     def options(self) -> Options:
         """How the bundle's models are opened."""
         from frcli.decode.engine import Options
+        from frcli.sources.devices import parse_gpu_layers
 
         return Options(
-            self.policy, self.gamma, self.sharp, self.ctx, self.threads, gpu_layers=self.gpu_layers, draft=self.draft
+            self.policy,
+            self.gamma,
+            self.sharp,
+            self.ctx,
+            self.threads,
+            gpu_layers=parse_gpu_layers(self.gpu_layers),
+            kv_type=self.kv_type,
+            fit=self.fit,
+            draft=self.draft,
         )
 
     def check(self) -> None:
@@ -185,8 +199,12 @@ class Settings:
 
             check_grammar(self.grammar)
         from frcli.decode.draft import parse_draft
+        from frcli.sources.devices import parse_gpu_layers
+        from frcli.sources.kv_types import check_kv_type
 
         parse_draft(self.draft)
+        parse_gpu_layers(self.gpu_layers)
+        check_kv_type(self.kv_type)
         for name in ("max_tokens", "threads"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{flag(name)} is {getattr(self, name)}", "it cannot be negative")
@@ -318,6 +336,8 @@ def _from_toml(name: str, value: Any, path: Path) -> Any:
     right = isinstance(value, kind.toml) and isinstance(value, bool) == (kind is SWITCH)
     if not right or (isinstance(value, list) and not all(isinstance(item, str) for item in value)):
         raise UsageError(f"{path}: {flag(name)} is {value!r}", f"it must be {kind.name}")
+    if kind is LAYERS:
+        return str(value)
     if kind is TEXTS:
         return (value,) if isinstance(value, str) else tuple(value)
     return float(value) if kind is NUMBER else value

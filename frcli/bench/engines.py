@@ -45,7 +45,8 @@ class Engines:
         if name not in self._bare:
             artifact, table = self._bundle.expert(name), self._bundle.manifest.experts[name]
             adapter = artifact.path if artifact and table.adapter else None
-            bare = BareExpert(loaded_model(engine, name), adapter, context=engine.context, threads=engine.threads)
+            model, kv_type = loaded_model(engine, name), engine.options.kv_type
+            bare = BareExpert(model, adapter, context=engine.context, threads=engine.threads, kv_type=kv_type)
             self._bare[name] = bare
             bare.write(self._warm.tokens, 2, Sampling(temperature=0))
         return self._bare[name]

@@ -22,6 +22,7 @@ from frcli.decode.batch import Request, write_many
 from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine, Options
 from frcli.errors import FrcliError
+from frcli.fusion.policy import BASE
 
 Report = Callable[[str, str, int, int], None]  # phase, what is being measured, how much of it is done, of how much
 
@@ -162,7 +163,7 @@ class Bench:
             prompt=lengths[len(lengths) // 2],
             tokens=self._plan.tokens,
             threads=engine.threads,
-            gpu_layers=engine.options.gpu_layers,
+            gpu_layers=engine.plan.placement(BASE).on_gpu,
         )
         self.measured.peer.append(result)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
 from frcli.errors import DataError, ModelError, UsageError
-from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.llama import LlamaModel, LlamaSource, keep_as
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Logits
 
@@ -56,7 +56,9 @@ def loaded_model(engine: Engine, name: str) -> LlamaModel:
 class BareExpert:
     """A context of llama.cpp on weights that are loaded already; a context manager."""
 
-    def __init__(self, model: LlamaModel, adapter: Path | None, *, context: int, threads: int) -> None:
+    def __init__(
+        self, model: LlamaModel, adapter: Path | None, *, context: int, threads: int, kv_type: str = "f16"
+    ) -> None:
         lib = self._lib = model._lib
         self._name, self._width, self._context = model.path.name, model.n_vocab, context
         loaded = model.load_adapter(adapter) if adapter else None
@@ -66,6 +68,7 @@ class BareExpert:
         params.n_outputs_max = 1
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
+        keep_as(kv_type, params, lib)
         self._ctx = lib.llama_init_from_model(model._model, params)
         if not self._ctx:
             raise ModelError(f"llama.cpp cannot make a context of {context} tokens for {self._name}", "shorten it")

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from frcli.cli import ui
-from frcli.cli.options import Bundle, Force, with_settings
+from frcli.cli.options import MEMORY, Bundle, Force, with_settings
 from frcli.config import Settings, read_settings
 from frcli.files import save
 
@@ -52,7 +52,7 @@ DEFAULTS = Settings()
 
 
 @app.command(RUN, hidden=True)
-@with_settings(("policy", "gamma", "sharp", "draft", "ctx", "threads", "gpu_layers"), DEFAULTS)
+@with_settings(("policy", "gamma", "sharp", "draft", "ctx", "threads", *MEMORY), DEFAULTS)
 def run(
     bundle: Bundle = None,
     data: Annotated[

@@ -18,10 +18,18 @@ from frcli.errors import FrcliError
 
 if TYPE_CHECKING:
     from frcli.bundle import Bundle
+    from frcli.config import Settings
+    from frcli.sources.plan import Share
 
 app = typer.Typer(add_completion=False)
 
 OK, WARN, PROBLEM = "ok", "warn", "problem"
+REBUILD = (
+    "CMAKE_ARGS='{}' pip install --force-reinstall --no-cache-dir --no-deps --no-binary llama-cpp-python "
+    "'llama-cpp-python>=0.3.36,<0.3.37'"
+)
+# With all of CUDA and cuDNN that the wheel of onnxruntime-gpu needs, from the same index as the wheel itself.
+CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 Name = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
 
 
@@ -57,7 +65,7 @@ def examine(name: str | None) -> Iterator[Check]:
     yield python()
     yield from libraries()
     yield processor()
-    yield memory()
+    yield from memory()
     try:
         settings = read_settings(Settings(), {"bundle": name})
         file = config_file()
@@ -70,7 +78,7 @@ def examine(name: str | None) -> Iterator[Check]:
     except FrcliError as error:
         yield Check("bundle", PROBLEM, error.what, error.hint)
         return
-    yield from files(bundle)
+    yield from files(bundle, settings)
 
 
 def python() -> Check:
@@ -108,21 +116,27 @@ def llama(number: str | None) -> Check:
     except FrcliError as error:
         return Check("llama-cpp-python", PROBLEM, error.what, error.hint)
     built = lib.llama_print_system_info().decode("utf-8", "replace")
-    rebuild = "CMAKE_ARGS='{}' pip install --force-reinstall --no-binary llama-cpp-python llama-cpp-python"
     gpu = bool(lib.llama_supports_gpu_offload())
-    found = f"{number}, {'with' if gpu else 'without'} GPU offload"
-    if has_nvidia() and not gpu:
-        return Check("llama-cpp-python", WARN, f"{found}, and there is an NVIDIA GPU", rebuild.format("-DGGML_CUDA=on"))
+    found = f"{number}, {'built with GPU offload' if gpu else 'built for the CPU only'}"
+    if not gpu and (way := gpu_build()) is not None:
+        card, option = way
+        return Check("llama-cpp-python", WARN, f"{found}, and there is {card}", REBUILD.format(option))
     if "avx2" in processor_flags() and "AVX2 = 1" not in built:
-        return Check("llama-cpp-python", WARN, f"{found}, built without AVX2", rebuild.format("-DGGML_NATIVE=on"))
+        return Check("llama-cpp-python", WARN, f"{found}, without AVX2", REBUILD.format("-DGGML_NATIVE=on"))
     return Check("llama-cpp-python", OK, found)
 
 
-def has_nvidia() -> bool:
-    """Whether the driver of an NVIDIA GPU is loaded (Linux), or its tool is there."""
-    import shutil
+def gpu_build() -> tuple[str, str] | None:
+    """A GPU that is here, whoever can use it, and the option of llama.cpp's build that would; None without one."""
+    from frcli.sources.devices import has_nvidia
 
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+    if has_nvidia():
+        return "an NVIDIA GPU", "-DGGML_CUDA=on"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "Apple's GPU", "-DGGML_METAL=on"
+    if any(Path("/dev/dri").glob("renderD*")):
+        return "a GPU that Vulkan may reach", "-DGGML_VULKAN=on"
+    return None
 
 
 def processor_flags() -> frozenset[str]:
@@ -147,7 +161,7 @@ def onnx(plain: str | None, gpu: str | None) -> Iterator[Check]:
         return
     name = f"onnxruntime-gpu {gpu}" if gpu else f"onnxruntime {plain}"
     try:
-        from frcli.sources.devices import cuda_failure, cuda_router
+        from frcli.sources.devices import cuda_failure, cuda_router, has_nvidia
 
         cuda = cuda_router()
     except (ImportError, OSError, AttributeError) as error:
@@ -164,9 +178,8 @@ def onnx(plain: str | None, gpu: str | None) -> Iterator[Check]:
     elif not has_nvidia():
         yield Check("onnxruntime", OK, f"{name}, no NVIDIA GPU to use its CUDA provider on")
     elif reason := cuda_failure():
-        yield Check(
-            "onnxruntime", WARN, f"{name}, whose CUDA provider does not work: {reason}", "install its CUDA and cuDNN"
-        )
+        found = f"{name}, whose CUDA provider does not work, so a router runs on the CPU: {reason}"
+        yield Check("onnxruntime", WARN, found, CUDA_LIBRARIES)
     else:
         yield Check("onnxruntime", OK, f"{name}, its CUDA provider works")
 
@@ -181,29 +194,28 @@ def processor() -> Check:
     )
 
 
-def memory() -> Check:
-    """How much memory there is."""
-    total, free = memory_bytes()
-    if total is None:
-        return Check("memory", OK, "unknown on this system")
-    found = f"{ui.size(total)}, {ui.size(free) if free is not None else 'an unknown part'} free"
-    return Check("memory", OK, found)
+def memory() -> Iterator[Check]:
+    """How much each device has and how much of it is free, and which GPU is not used and why."""
+    from frcli.sources.devices import CPU, devices
 
-
-def memory_bytes() -> tuple[int | None, int | None]:
-    """Total and available memory in bytes, None where the system does not say."""
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        return tuple(int(fields[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))  # type: ignore[return-value]
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), None
-    except (AttributeError, ValueError, OSError):
-        return None, None
+        found = devices()
+    except FrcliError as error:
+        yield Check("memory", PROBLEM, error.what, error.hint)
+        return
+    for device in found:
+        about = "memory" if device.kind == CPU else device.name
+        free = f"{ui.size(device.total)}, {ui.size(device.free)} free"
+        if device.kind == CPU:
+            yield Check(about, OK, free)
+        elif not device.llama:
+            said = f"{device.about}, {free}; llama.cpp does not use it: this build has no CUDA"
+            yield Check(about, WARN, said, REBUILD.format("-DGGML_CUDA=on"))
+        else:
+            yield Check(about, OK, f"{device.about}, {free}{', shared with main memory' if device.shared else ''}")
 
 
-def files(bundle: Bundle) -> Iterator[Check]:
+def files(bundle: Bundle, settings: Settings) -> Iterator[Check]:
     """Whether the bundle's files are there and are what the manifest says, and whether its models fit together."""
     pull = f"frcli models pull {bundle.name}"
     sound = True
@@ -212,8 +224,8 @@ def files(bundle: Bundle) -> Iterator[Check]:
         check = _file(artifact, pull)
         sound &= check.state != PROBLEM
         yield check
-    yield fits(bundle)
     if sound:
+        yield from fits(bundle, settings)
         yield from together(bundle, pull)
 
 
@@ -236,19 +248,52 @@ def _file(artifact: Any, pull: str) -> Check:
     return Check(artifact.role, OK, f"{path} ({ui.size(path.stat().st_size)}), sha256 is right")
 
 
-def fits(bundle: Bundle) -> Check:
-    """Whether the files fit into the memory that is free; contexts come on top of them."""
-    paths = {artifact.path for artifact in bundle.artifacts() if artifact.path.is_file()}
-    need = sum(path.stat().st_size for path in paths)
-    _, free = memory_bytes()
-    if free is not None and need > free:
-        return Check(
-            "fit",
-            WARN,
-            f"the files have {ui.size(need)} and {ui.size(free)} of memory are free",
-            "close other programs",
-        )
-    return Check("fit", OK, f"the files have {ui.size(need)}")
+def fits(bundle: Bundle, settings: Settings) -> Iterator[Check]:
+    """What the bundle takes on which device, by formula and as llama.cpp says, whether that is free, and what would fit
+    if it is not.
+    """
+    from frcli.decode.draft import MOST_DRAFTS
+    from frcli.sources.devices import parse_gpu_layers
+    from frcli.sources.llama_log import simulate
+    from frcli.sources.needs import Running, compute_bytes, kv_bytes
+    from frcli.sources.plan import plan_bundle
+    from frcli.sources.remedies import remedies
+
+    layers = parse_gpu_layers(settings.gpu_layers)
+    running = Running(settings.ctx or bundle.manifest.defaults.context, 1, settings.kv_type, 1 + MOST_DRAFTS)
+    try:
+        plan = plan_bundle(bundle, running, gpu_layers=layers)
+        yield from map(_share, plan.shares)
+        for model in plan.demand.models:
+            assert model.path is not None
+            said = simulate(model.path, running)
+            parts = {"kv": sum(kv_bytes(model.shape, running)), "compute": compute_bytes(model.shape, running)}
+            text = ", ".join(f"{ui.size(said[part])} of {part} (by formula {ui.size(parts[part])})" for part in parts)
+            yield Check(f"llama.cpp on {model.role}", OK, f"{ui.size(said['weights'])} of weights; a context {text}")
+    except FrcliError as error:
+        yield Check("fit", PROBLEM, error.what, error.hint)
+        return
+    for place in plan.placements:
+        if any(plan_device.llama for plan_device in plan.devices[1:]):
+            yield Check(f"layers of {place.role}", OK, f"{place.on_gpu} of {place.layers} on a GPU")
+    told = "; ".join(
+        f"{ui.size(plan.needed(device))} of {ui.size(device.free)} on {device.name}"
+        for device in plan.devices
+        if plan.needed(device)
+    )
+    context = f"{running.context} tokens of context, {running.kv_type} keys and values"
+    if plan.fits:
+        yield Check("fit", OK, f"{told}, with {context}")
+        return
+    changes = ", or ".join(remedy.change for remedy in remedies(plan, layers))
+    yield Check("fit", PROBLEM, f"{told}, with {context}", changes or "close other programs, or use smaller models")
+
+
+def _share(share: Share) -> Check:
+    parts = {"weights": share.weights, "adapters": share.adapters, "KV": share.kv, "compute": share.compute}
+    told = ", ".join(f"{ui.size(size)} of {part}" for part, size in parts.items() if size)
+    more = f"; up to {ui.size(share.mapped)} more of its file stay mapped while there is room" if share.mapped else ""
+    return Check(f"{share.role} on {share.device}", OK, f"{ui.size(share.bytes)}: {told}{more}")
 
 
 def together(bundle: Bundle, pull: str) -> Iterator[Check]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from frcli.bundle import DEFAULT_BUNDLE
-from frcli.cli.options import Force
+from frcli.cli.options import Fit, Force, GpuLayers, KvType
 from frcli.files import save
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ def nll(
         int, typer.Option(min=16, help="Tokens of prompt and answer; longer answers are cut.")
     ] = 1024,
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
+    kv_type: KvType = "f16",
+    gpu_layers: GpuLayers = "auto",
+    fit: Fit = True,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the numbers to this JSON file, too.")] = None,
     force: Force = False,
 ) -> None:
@@ -79,6 +82,7 @@ def nll(
     from frcli.evaluation.nll import Sums, Systems, score_all
     from frcli.examples import encode_examples, read_examples
     from frcli.fusion.policy import BASE, LARGE
+    from frcli.sources.devices import parse_gpu_layers
 
     named = _named_routers(router or [])
     columns: dict[str, list[str]] = {}
@@ -93,7 +97,15 @@ def nll(
         raise OutputError(f"{out} exists", "choose another name, or use --force to replace it")
     examples = {spec: read_examples(spec) for specs in columns.values() for spec in specs}
     first = "fusionroute" if opened.manifest.router else f"expert:{opened.experts[0]}"
-    options = Options(policy=first, context=max_length, threads=threads, max_rows=64)
+    options = Options(
+        policy=first,
+        context=max_length,
+        threads=threads,
+        max_rows=64,
+        gpu_layers=parse_gpu_layers(gpu_layers),
+        kv_type=kv_type,
+        fit=fit,
+    )
     results: dict[str, Sums] = {}
     document: dict[str, Any] = {"bundle": opened.name, "columns": {}, "files": {}}
     with Engine(opened, options) as engine, ExitStack() as rivals:
@@ -155,7 +167,9 @@ def compare_policies(
     parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
     draft: Annotated[str, typer.Option(metavar="N|auto|off", help="Tokens to draft at a time.")] = "off",
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
-    gpu_layers: Annotated[int, typer.Option(help="Layers to put on the GPU (untested).")] = 0,
+    kv_type: KvType = "f16",
+    gpu_layers: GpuLayers = "auto",
+    fit: Fit = True,
     force: Force = False,
 ) -> None:
     """Policies and single experts side by side on tasks, with the same items for all: scores and standard errors,
@@ -168,6 +182,7 @@ def compare_policies(
     from frcli.cli.generate import sequences
     from frcli.decode.engine import Engine, Options
     from frcli.errors import Interrupted
+    from frcli.sources.devices import parse_gpu_layers
 
     outs = list(out or ())
     _check_outs(outs, force)
@@ -187,7 +202,9 @@ def compare_policies(
         max_rows=64,
         threads=threads,
         draft=draft,
-        gpu_layers=gpu_layers,
+        gpu_layers=parse_gpu_layers(gpu_layers),
+        kv_type=kv_type,
+        fit=fit,
     )
     place = outs[0].with_name(f"{outs[0].name}.journal") if outs else None
     with ui.working(f"opening {opened.name}"):

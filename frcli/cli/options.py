@@ -14,16 +14,19 @@ import typer
 from frcli.cli.ui import manner
 from frcli.config import ABOUT, KINDS, NUMBER, SWITCH, TEXTS, WHOLE, Settings, flag, unescape
 
+MEMORY = ("kv_type", "gpu_layers", "fit")
 DECODING = (
     *("policy", "gamma", "sharp", "max_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p"),
     *("xtc_probability", "xtc_threshold", "repeat_penalty", "presence_penalty", "frequency_penalty", "penalty_last_n"),
     *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n"),
-    *("seed", "stop", "logit_bias", "grammar", "grammar_file", "draft", "ctx", "threads", "gpu_layers"),
+    *("seed", "stop", "logit_bias", "grammar", "grammar_file", "draft", "ctx", "threads", *MEMORY),
 )
 _SHORT = {"max_tokens": "-n", "temperature": "-t"}
 _METAVARS = {
     "policy": "POLICY",
     "draft": "off|N|auto",
+    "kv_type": "TYPE",
+    "gpu_layers": "N|auto",
     "stop": "TEXT",
     "logit_bias": "ID=VALUE",
     "grammar_file": "PATH",
@@ -35,6 +38,9 @@ _METAVARS = {
 Bundle = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+KvType = Annotated[str, typer.Option("--kv-type", metavar="TYPE", help=ABOUT["kv_type"])]
+GpuLayers = Annotated[str, typer.Option("--gpu-layers", metavar="N|auto", help=ABOUT["gpu_layers"])]
+Fit = Annotated[bool, typer.Option(help=ABOUT["fit"])]
 
 Command = Callable[..., Any]
 

@@ -16,9 +16,14 @@ from frcli.decode.sampler import Sampler, Sampling
 from frcli.errors import BundleError, UsageError
 from frcli.fusion.policy import BASE, LARGE, Policy
 from frcli.fusion.registry import make_policy
-from frcli.sources.devices import available_memory, physical_cores
+from frcli.sources.devices import AUTO as AUTO_LAYERS
+from frcli.sources.devices import devices, physical_cores
 from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.needs import Demand, ModelNeed, Running, demand
 from frcli.sources.onnx import OnnxRouter
+from frcli.sources.plan import Plan, make_plan
+from frcli.sources.remedies import require_fit
+from frcli.sources.shape import read_shape
 from frcli.sources.source import LogitSource
 from frcli.tokens import ChatTemplate, explain_difference, vocabulary_hash
 
@@ -31,8 +36,9 @@ class Options:
 
     ``context`` is in tokens, ``threads`` 0 means one for each physical core, ``sequences`` is how many answers can be
     written at once, 0 for as many as the memory has caches for, ``max_rows`` the least number of rows of logits that
-    one call can give (evaluation reads many), ``gpu_layers`` is passed to llama.cpp (untested: there was no GPU to test
-    it on). ``draft`` is ``auto``, ``off`` or the number of tokens to draft at a time.
+    one call can give (evaluation reads many). ``gpu_layers`` is how many layers of each model go to GPUs: ``auto``
+    for as many as have room, negative for all. ``kv_type`` is what keys and values are kept as, and ``fit`` refuses
+    what needs more memory than is free. ``draft`` is ``auto``, ``off`` or the number of tokens to draft at a time.
     """
 
     policy: str | None = None
@@ -42,7 +48,9 @@ class Options:
     threads: int = 0
     sequences: int = 1
     max_rows: int = 1
-    gpu_layers: int = 0
+    gpu_layers: int | str = AUTO_LAYERS
+    kv_type: str = "f16"
+    fit: bool = True
     draft: str = AUTO
 
 
@@ -58,6 +66,7 @@ def setting_of(bundle: Bundle, options: Options) -> list[object]:
         defaults.gamma if options.gamma is None else options.gamma,
         options.sharp,
         options.context or defaults.context,
+        options.kv_type,
         options.draft,
     ]
 
@@ -65,9 +74,9 @@ def setting_of(bundle: Bundle, options: Options) -> list[object]:
 class Engine:
     """The experts and the router of a bundle under one policy; a context manager.
 
-    Opening checks every file's sha256, that all models share one vocabulary, and that the router routes to these
-    experts; it raises ``BundleError`` or ``ModelError`` where that does not hold. An expert's context is made when it
-    is first chosen.
+    Opening checks every file's sha256, that what is loaded fits (``FitError``), that all models share one vocabulary,
+    and that the router routes to these experts; it raises ``BundleError`` or ``ModelError`` where that does not hold.
+    ``plan`` says what goes where. An expert's context is made when it is first chosen.
     """
 
     def __init__(self, bundle: Bundle, options: Options = Options()) -> None:
@@ -88,10 +97,11 @@ class Engine:
         try:
             for artifact in bundle.artifacts():
                 check_artifact(artifact)
+            self.plan = self._planned(demand(bundle, policy))
+            self._sequences = self.plan.running.sequences
             self.base = self._model(bundle.base().path)
-            self._check_context()
+            self._widths = [self.base.size]
             self._check_vocabularies()
-            self._sequences = options.sequences or self._fitting()
             if policy.needs_router:
                 self._router = self._open_router()
             template = self.base.chat_template
@@ -99,8 +109,7 @@ class Engine:
         except BaseException:
             self.close()
             raise
-        widths = [self.base.size, *(model.n_vocab for model in self._models.values())]
-        self.width = min([*widths, self._router.width] if self._router else widths)
+        self.width = min([*self._widths, self._router.width] if self._router else self._widths)
         self.decoder = Decoder(
             policy,
             expert=self.expert,
@@ -128,13 +137,30 @@ class Engine:
         """How many answers can be written at once."""
         return self._sequences
 
-    def _fitting(self) -> int:
-        """How many sequences have room when all their KV caches take a quarter of the memory that is free."""
-        # Every expert keeps each sequence; a router of the base's size keeps it in 32 bits, twice as large.
-        one = self.context * self.base.kv_bytes * (len(self.bundle.experts) + 2)
-        if (large := self.bundle.large()) is not None:
-            one += self.context * self._model(large.path).kv_bytes
-        return max(1, min(_MOST_SEQUENCES, available_memory() // 4 // one))
+    def _planned(self, needed: Demand) -> Plan:
+        """The plan for this machine, with as many sequences as the options say or as have room when all their caches
+        take a quarter of the memory that is free; raises ``FitError`` when it does not fit.
+        """
+        trained = needed.models[0].shape.context
+        if not 16 <= self.context <= trained:
+            raise UsageError(f"a context of {self.context} tokens is not possible", f"this model reads 16 to {trained}")
+        found, options = devices(), self.options
+        most = options.sequences or _MOST_SEQUENCES
+        plan = make_plan(needed, self._running(most), found, options.gpu_layers)
+        if not options.sequences:
+            caches = sum(share.kv for share in plan.shares)
+            most = max(1, min(most, found[0].free // 4 * most // max(1, caches)))
+            plan = make_plan(needed, self._running(most), found, options.gpu_layers)
+            while most > 1 and not plan.fits:
+                most -= 1
+                plan = make_plan(needed, self._running(most), found, options.gpu_layers)
+        if options.fit:
+            require_fit(plan, self.bundle.name, options.gpu_layers)
+        return plan
+
+    def _running(self, sequences: int) -> Running:
+        rows = max(self.options.max_rows, sequences + self._most_drafts)
+        return Running(self.context, sequences, self.options.kv_type, rows)
 
     @property
     def policy(self) -> Policy:
@@ -178,14 +204,21 @@ class Engine:
         self.options, self._around = options, around
 
     def _model(self, path: Path) -> LlamaModel:
+        """The model in that file, loaded where the plan has it, or, when the plan knows nothing of it since another
+        policy uses it, where there is room now; raises ``FitError`` when there is none.
+        """
         if path not in self._models:
-            self._models[path] = LlamaModel(path, gpu_layers=self.options.gpu_layers)
+            plan = self.plan
+            role = next((model.role for model in plan.demand.models if model.path == path), "")
+            if not role:
+                role = path.name
+                alone = ModelNeed(role, read_shape(path), (role,), (0,), path)
+                plan = make_plan(Demand((alone,)), plan.running, devices(), self.options.gpu_layers)
+                if self.options.fit:
+                    require_fit(plan, role, self.options.gpu_layers)
+            place = plan.placement(role)
+            self._models[path] = LlamaModel(path, gpu_layers=place.on_gpu, gpu_split=place.gpus)
         return self._models[path]
-
-    def _check_context(self) -> None:
-        trained = self.base.trained_context
-        if not 16 <= self.context <= trained:
-            raise UsageError(f"a context of {self.context} tokens is not possible", f"this model reads 16 to {trained}")
 
     def _check_vocabularies(self) -> None:
         texts = self.base.texts()
@@ -204,8 +237,13 @@ class Engine:
         }
         for role, artifact in {**others, "the large model": self.bundle.large()}.items():
             if artifact is not None:
-                other = self._model(artifact.path)
-                if difference := explain_difference("the base", texts, role, other.texts()):
+                other = LlamaModel(artifact.path, vocab_only=True)
+                try:
+                    difference = explain_difference("the base", texts, role, other.texts())
+                    self._widths.append(other.n_vocab)
+                finally:
+                    other.close()
+                if difference:
                     raise BundleError(difference, "all models must share the base's tokenizer")
 
     def _open_router(self) -> OnnxRouter:
@@ -229,7 +267,7 @@ class Engine:
             context=self.context,
             sequences=self._sequences,
             threads=self.threads,
-            gpu=self.options.gpu_layers != 0,
+            gpu=self.plan.router_on_gpu,
         )
         if router.experts != self.bundle.experts:
             raise BundleError(
@@ -263,7 +301,8 @@ class Engine:
                 sequences=self._sequences,
                 adapter=adapter,
                 threads=self.threads,
-                max_rows=max(self.options.max_rows, self._sequences + self._most_drafts),
+                max_rows=self.plan.running.rows,
+                kv_type=self.options.kv_type,
             )
         return self._sources[name]
 

@@ -23,6 +23,7 @@ from frcli.decode.loop import Step
 from frcli.decode.sampler import Sampling
 from frcli.decode.scoring import score_many
 from frcli.errors import BundleError, ContextError, FrcliError, UsageError
+from frcli.sources.devices import AUTO, parse_gpu_layers
 
 _MOST_TOKENS = 256  # of an answer whose task does not say how long it may be, as in lm-eval's other models
 _SETTINGS = {"temperature", "top_k", "top_p", "min_p", "do_sample", "until", "max_gen_toks", "seed"}
@@ -69,7 +70,8 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
         ctx: int | None = None,
         threads: int = 0,
         draft: str = "auto",
-        gpu_layers: int = 0,
+        gpu_layers: int | str = AUTO,
+        kv_type: str = "f16",
         batch_size: int | str | None = 1,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -87,7 +89,8 @@ class FrcliLM(TemplateLM):  # type: ignore[misc]  # lm-eval is not looked into
                 threads=int(threads),
                 sequences=_at_once(batch_size),
                 max_rows=64,
-                gpu_layers=int(gpu_layers),
+                gpu_layers=parse_gpu_layers(str(gpu_layers)),
+                kv_type=kv_type,
                 draft=str(draft),
             )
             self.engine = Engine(read_bundle(bundle), options)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from frcli.bundle import ROUTER_FORMAT
 from frcli.errors import ModelError
+from frcli.sources.devices import load_cuda
 from frcli.sources.kv import DeviceBuffer, HostBuffer
 from frcli.sources.source import Feed, Rows, check_feeds, check_sequence
 
@@ -264,6 +265,8 @@ def _open(path: Path, threads: int, gpu: bool) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
+    if gpu:
+        load_cuda()
     try:
         providers = [each for each in (_CUDA_PROVIDER,) if gpu and each in ort.get_available_providers()]
         return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])

@@ -12,6 +12,7 @@ from bundles import write_bundle
 
 from frcli.bundle import Bundle
 from frcli.cli import doctor
+from frcli.sources import devices
 
 Run = Callable[..., Any]
 
@@ -140,15 +141,15 @@ def test_a_bundle_that_is_not_there(frcli: Run) -> None:
 def test_one_onnx_runtime_is_enough(
     monkeypatch: pytest.MonkeyPatch, installed: dict[str, str], state: str, said: str
 ) -> None:
-    monkeypatch.setattr(doctor, "has_nvidia", lambda: False)
+    monkeypatch.setattr(devices, "has_nvidia", lambda: False)
     (check,) = doctor.onnx(installed.get("onnxruntime"), installed.get("onnxruntime-gpu"))
     assert (check.state, said in check.found) == (state, True)
     assert bool(check.advice) == (state == "problem")
 
 
 def test_a_gpu_that_onnx_runtime_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not doctor.has_nvidia():  # the provider is in the package, and no driver is on this machine
-        monkeypatch.setattr(doctor, "has_nvidia", lambda: True)
+    if not devices.has_nvidia():  # the provider is in the package, and no driver is on this machine
+        monkeypatch.setattr(devices, "has_nvidia", lambda: True)
         (check,) = doctor.onnx(None, "1.22")
         assert check.state == "warn"
         assert check.advice
@@ -157,7 +158,7 @@ def test_a_gpu_that_onnx_runtime_cannot_use(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_gpu_that_llama_cpp_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     from frcli.sources.llama import library
 
-    monkeypatch.setattr(doctor, "has_nvidia", lambda: True)
+    monkeypatch.setattr(devices, "has_nvidia", lambda: True)
     check = doctor.llama("0.3.36")
     assert check.state == ("ok" if library().llama_supports_gpu_offload() else "warn")
     assert doctor.llama(None).state == "problem"

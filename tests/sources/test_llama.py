@@ -200,10 +200,6 @@ def test_rows_do_not_depend_on_what_other_sequences_hold(model: LlamaModel, leng
     close(*found)
 
 
-def test_bytes_of_a_cached_token(model: LlamaModel) -> None:
-    assert model.kv_bytes == 2 * 2 * (16 + 16) * 2  # layers, heads, a key and a value of 16, f16
-
-
 def test_text_and_tokens(model: LlamaModel) -> None:
     text = "the wörld 😀 <|im_end|>"
     literal = model.encode(text, special=False)

@@ -40,7 +40,7 @@ class Telling:
     """
 
     working: Working = nullcontext
-    note: Callable[[str], None] = str
+    note: Callable[[str], object] = str
 
 
 def fetch(artifact: Artifact, *, force: bool = False, renew: bool = False, telling: Telling = Telling()) -> bool:

@@ -50,7 +50,8 @@ def _fetched(repo: str, names: Sequence[str] | None) -> list[tuple[Path, bool]]:
     """The files of these names, or those of a checkpoint, and whether each is ours."""
     try:
         from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.utils import WeakFileLock, build_hf_headers
+        from huggingface_hub.utils._fixes import WeakFileLock
+        from huggingface_hub.utils._headers import build_hf_headers
     except ImportError as error:
         raise MissingExtra("the package huggingface_hub is not installed", "pip install huggingface_hub") from error
     with _explained(repo):

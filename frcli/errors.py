@@ -4,6 +4,7 @@
     ├── UsageError             exit 2   a flag, a value or a combination that cannot be meant
     ├── BundleError            exit 1   a manifest, or files that do not belong together
     ├── ModelError             exit 1   a model file that cannot be read, or a model that fails while it runs
+    ├── FitError               exit 1   a bundle that needs more memory than is free
     ├── ContextError           exit 1   more tokens than the context holds
     ├── DataError              exit 1   a row or a file of data that is not what it should be
     │   └── RowsFailed         exit 3   a job ran to its end, but some of its rows failed
@@ -45,6 +46,10 @@ class BundleError(FrcliError):
 
 class ModelError(FrcliError):
     """A model file that cannot be read, or a model that fails while it runs."""
+
+
+class FitError(FrcliError):
+    """A bundle that needs more memory than is free."""
 
 
 class ContextError(FrcliError):

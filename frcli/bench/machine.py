@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from frcli.sources.devices import physical_cores
+from frcli.sources.devices import physical_cores, total_memory
 
 _LIBRARIES = ("llama-cpp-python", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -62,14 +62,6 @@ def processor() -> str:
     if sys.platform == "darwin":
         return _said_by("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor()
     return platform.processor() or platform.machine()
-
-
-def total_memory() -> int | None:
-    """Bytes of memory, None where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def resident_memory() -> int | None:

@@ -4,10 +4,6 @@ the process grow.
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from frcli.bench.machine import resident_memory
@@ -16,11 +12,10 @@ from frcli.bench.plan import Prompt
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
 from frcli.sources.llama import LlamaModel
+from frcli.sources.llama_log import MIB, listening
 from frcli.sources.onnx import OnnxRouter
 
-MIB = 1 << 20
 OVERHEAD = 16 * MIB  # what an expert may take beyond its adapter and its KV cache
-_BUFFER = re.compile(r"(\S+) +(KV|compute|output) buffer size = +([\d.]+) MiB")
 
 
 def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]:
@@ -42,7 +37,7 @@ def measure(engine: Engine, prompt: Prompt, begin: int | None) -> dict[str, Any]
     experts: dict[str, Any] = {}
     for name in bundle.experts:
         artifact, table = bundle.expert(name), bundle.manifest.experts[name]
-        with _said() as said:
+        with listening() as said:
             engine.use(policy=f"expert:{name}")
             engine.write(prompt.tokens, Sampling(temperature=0), max_tokens=2).run()
         after = resident_memory()
@@ -100,48 +95,6 @@ def router_kv_bytes(router: OnnxRouter, context: int) -> int:
     for entry in router._session.get_inputs():
         if entry.name.startswith(("past_key.", "past_value.")):
             total += int(entry.shape[1]) * context * int(entry.shape[3]) * 4
-    return total
-
-
-@contextmanager
-def _said() -> Iterator[dict[str, int]]:
-    """Bytes by kind of buffer (``KV``, ``compute``, ``output``) that llama.cpp has logged when this is closed.
-
-    A compute buffer is told again whenever it is made anew, so the last word on each device counts; a model may have
-    several KV caches on one device.
-    """
-    sizes: dict[str, int] = {}
-    lines: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            lines.append(record.getMessage())
-
-    log, listener = logging.getLogger("frcli.llama"), Listener()
-    level, propagate = log.level, log.propagate
-    log.addHandler(listener)
-    log.propagate = propagate and log.isEnabledFor(logging.DEBUG)  # nobody else has asked for these messages
-    log.setLevel(logging.DEBUG)
-    try:
-        yield sizes
-    finally:
-        log.removeHandler(listener)
-        log.setLevel(level)
-        log.propagate = propagate
-        sizes |= buffers(lines)
-
-
-def buffers(lines: Iterable[str]) -> dict[str, int]:
-    """Bytes by kind of buffer, from what llama.cpp logs while a context is made and used."""
-    last: dict[tuple[str, str], int] = {}
-    for line in lines:
-        if found := _BUFFER.search(line):
-            device, kind, size = found.groups()
-            before = last.get((device, kind), 0) if kind == "KV" else 0
-            last[device, kind] = before + int(float(size) * MIB)
-    total: dict[str, int] = {}
-    for (_, kind), size in last.items():
-        total[kind] = total.get(kind, 0) + size
     return total
 
 

@@ -19,6 +19,11 @@ class UniformSum(Policy):
     sharp: bool = False
     name = "sum"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return self.experts
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """All experts."""
         return self.experts
@@ -49,6 +54,11 @@ class PackLLM(Policy):
         odds = np.exp(scores - scores.max())
         return PackLLM(self.experts, self.tau, tuple((odds / odds.sum()).tolist()))
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return self.experts
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """All experts whose weight is not 0."""
         return tuple(name for name, share in zip(self.experts, self.weights, strict=True) if share)
@@ -71,6 +81,11 @@ class UnionOfTopK(Policy):
     experts: tuple[str, ...]
     k: int = 10
     name = "topk-union"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return self.experts
 
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """All experts."""

@@ -53,6 +53,11 @@ class Policy(ABC):
         return None
 
     @property
+    def sources(self) -> tuple[str, ...] | None:
+        """Every source that it may choose for some token, beside the drafter; None: any of the experts."""
+        return None
+
+    @property
     def needs_router(self) -> bool:
         """Whether the router must be open."""
         return self.drafter == ROUTER

@@ -90,6 +90,11 @@ class OneExpert(Policy):
         """``expert:NAME``."""
         return f"expert:{self.expert}"
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return (self.expert,)
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """Always the same expert."""
         return (self.expert,)

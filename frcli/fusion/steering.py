@@ -32,6 +32,11 @@ class ProxyTuning(Policy):
         """The expert."""
         return self.expert
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return self.expert, BASE, LARGE
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The base and the large model."""
         return BASE, LARGE
@@ -79,6 +84,11 @@ class DynamicLogitFusion(Policy):
         """The search may be skipped only where the largest logit is what counts."""
         return replace(self, greedy=prompt.greedy)
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return (*self.experts, BASE, LARGE)
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The other experts, the base and the large model."""
         return (*self.experts[1:], BASE, LARGE)
@@ -123,6 +133,11 @@ class Contrast(Policy):
     def name(self) -> str:
         """``contrast:EXPERT``, with the weaker model if it is not the base."""
         return f"contrast:{self.expert}" + ("" if self.weaker == BASE else f",weaker={self.weaker}")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """See :meth:`Policy.sources`."""
+        return self.expert, self.weaker
 
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """Both."""

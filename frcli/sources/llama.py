@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from frcli.errors import ModelError
+from frcli.sources.kv_types import KV_TYPES
 from frcli.sources.llama_batch import LlamaBatch
 from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
 
@@ -62,19 +63,34 @@ def library() -> Any:
 class LlamaModel:
     """The weights and the vocabulary of one GGUF file.
 
-    Raises ``ModelError`` when the file is missing, is not a GGUF, is cut short, or holds a model that cannot be
-    rewound.
+    ``gpu_layers`` of its last layers go to GPUs (the head counts as one; negative: all), split between them as
+    ``gpu_split`` says, by free memory if it does not. A ``simulated`` model has no weights: contexts on it say in
+    llama.cpp's log what they would take. Raises ``ModelError`` when the file is missing, is not a GGUF, is cut short,
+    or holds a model that cannot be rewound.
     """
 
-    def __init__(self, path: Path, *, vocab_only: bool = False, gpu_layers: int = 0) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vocab_only: bool = False,
+        gpu_layers: int = 0,
+        gpu_split: Sequence[int] = (),
+        simulated: bool = False,
+    ) -> None:
+        self.path, self.simulated = path, simulated
         self._adapters: list[Any] = []
         self._model = None
-        _check_magic(path)
+        check_magic(path)
         lib = self._lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = gpu_layers
+        if any(gpu_split):
+            shares = (ctypes.c_float * lib.llama_max_devices())(*gpu_split[: lib.llama_max_devices()])
+            params.tensor_split = shares  # read while the model is loaded
+        if simulated:
+            params.no_alloc, params.load_mode = True, lib.LLAMA_LOAD_MODE_NONE  # with a mapped file it would abort
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise ModelError(
@@ -202,7 +218,7 @@ class LlamaModel:
 
         Raises ``ModelError`` when it cannot be read or was made for another architecture.
         """
-        _check_magic(path)
+        check_magic(path)
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not adapter:
             raise ModelError(f"llama.cpp cannot load the adapter {path}", f"was it made for {self.path.name}?")
@@ -224,7 +240,8 @@ class LlamaSource:
 
     ``max_rows`` is the number of rows that one call of llama.cpp may give (more are read in several calls): it sets the
     size of the compute buffer. The ``sequences`` share one KV cache with cells for ``context`` tokens of each, which
-    cost memory whether they are used or not.
+    cost memory whether they are used or not; ``kv_type`` is what keys and values are kept as, one of
+    :data:`~frcli.sources.kv_types.KV_TYPES` whose blocks the heads fill. Quantized values need flash attention.
 
     A row that is read again, after ``rewind``, by a call of the same shape is the same to the bit. Calls of other
     shapes (more tokens at a time, or more sequences) may sum in another order, which depends on the kernels of the
@@ -241,6 +258,7 @@ class LlamaSource:
         threads: int = 1,
         max_rows: int = 1,
         batch: int = 512,
+        kv_type: str = "f16",
     ) -> None:
         self._model, self._lib, self._ctx = model, model._lib, None
         self._context, self._sequences = context, sequences
@@ -256,6 +274,9 @@ class LlamaSource:
         params.n_seq_max = sequences
         params.n_outputs_max = self._max_rows
         params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = KV_TYPES[kv_type].id
+        if KV_TYPES[kv_type].quantized:
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
         # With a cache for each sequence llama.cpp reads only sequences with neighbouring numbers together: eight that
         # are no neighbours take twice as long as from one cache, and an expert seldom gets neighbours.
         params.kv_unified = True
@@ -263,7 +284,7 @@ class LlamaSource:
         if not self._ctx:
             raise ModelError(
                 f"llama.cpp cannot make a context of {sequences} x {context} tokens for {model.path.name}",
-                "ask for a shorter context or fewer sequences",
+                "ask for a shorter context, fewer sequences or --kv-type f16",
             )
         self._memory = lib.llama_get_memory(self._ctx)
         if not self._memory:
@@ -297,8 +318,9 @@ class LlamaSource:
         return check_sequence(seq, self._sequences, self._model.path.name)
 
     def _check_open(self) -> None:
-        if self._ctx is None:
-            raise ModelError(f"the context of {self._model.path.name} is closed")
+        if self._ctx is None or self._model.simulated:
+            state = "closed" if self._ctx is None else "only simulated"
+            raise ModelError(f"the context of {self._model.path.name} is {state}")
 
     def extend(self, feeds: Sequence[Feed]) -> list[Rows]:
         """See :meth:`LogitSource.extend`. One row, or rows of one call, come as a view; rows of several calls are
@@ -375,7 +397,8 @@ class LlamaSource:
             self._ctx = None
 
 
-def _check_magic(path: Path) -> None:
+def check_magic(path: Path) -> None:
+    """Raise ``ModelError`` unless the file can be read and begins as a GGUF does."""
     try:
         with path.open("rb") as file:
             magic = file.read(4)

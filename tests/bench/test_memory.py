@@ -6,13 +6,14 @@ import logging
 
 import pytest
 
-from frcli.bench.machine import describe, resident_memory, total_memory
-from frcli.bench.memory import MIB, OVERHEAD, buffers, kv_bytes, measure, need, router_kv_bytes
+from frcli.bench.machine import describe, resident_memory
+from frcli.bench.memory import OVERHEAD, kv_bytes, measure, need, router_kv_bytes
 from frcli.bench.peers import loaded_model
 from frcli.bench.plan import Prompt
 from frcli.bundle import Bundle
 from frcli.decode.engine import Engine, Options
-from frcli.sources.devices import available_memory
+from frcli.sources.devices import available_memory, total_memory
+from frcli.sources.llama_log import MIB, buffers
 
 PROMPT = Prompt((1, 20, 30, 40, 50))
 
@@ -61,7 +62,7 @@ def test_buffers_that_llama_cpp_tells() -> None:
         "sched_reserve:        CPU compute buffer size =    15.00 MiB",  # anew, with an adapter
         "~llama_context:        CPU compute buffer size is  14.5117 MiB, matches expectation of  14.5117 MiB",
     ]
-    assert buffers(lines) == {"output": MIB // 4, "KV": 25 * MIB, "compute": 19 * MIB}
+    assert buffers(lines) == {"output": MIB // 4, "KV": 25 * MIB, "kept": 45 * MIB // 2, "compute": 19 * MIB}
 
 
 def test_what_another_engine_would_need() -> None:

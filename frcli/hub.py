@@ -10,7 +10,7 @@ import errno
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,9 +49,7 @@ def _place(repo: str) -> Path:
 def _fetched(repo: str, names: Sequence[str] | None) -> list[tuple[Path, bool]]:
     """The files of these names, or those of a checkpoint, and whether each is ours."""
     try:
-        from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-        from huggingface_hub.utils._fixes import WeakFileLock
-        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub import HfApi, constants, try_to_load_from_cache
     except ImportError as error:
         raise MissingExtra("the package huggingface_hub is not installed", "pip install huggingface_hub") from error
     with _explained(repo):
@@ -61,36 +59,50 @@ def _fetched(repo: str, names: Sequence[str] | None) -> list[tuple[Path, bool]]:
         commit, files = str(info.sha), {each.rfilename: each for each in info.siblings or ()}
         if not re.fullmatch("[0-9a-f]{40}", commit):
             raise FetchError(f"{constants.ENDPOINT} gives no commit of {repo}", "is HF_ENDPOINT the address of a hub?")
-        if names is None:
-            names = [name for name in files if _of_checkpoint(name)]
-            if not any(name.endswith(".safetensors") for name in names):
-                raise FetchError(f"{repo} has no safetensors files on the Hugging Face Hub", "name another repository")
-        for name in names:
-            if name not in files:
-                known = ", ".join(sorted(each for each in files if each.endswith(".gguf"))[:8])
-                raise FetchError(
-                    f"{repo} has no file {name} on the Hugging Face Hub",
-                    f"it has {known}" if known else "check the name",
-                )
-        cached = [try_to_load_from_cache(repo, name, revision=commit) for name in names]
+        wanted = [files[name] for name in _names(repo, files, names)]
+        cached = [try_to_load_from_cache(repo, file.rfilename, revision=commit) for file in wanted]
         if all(isinstance(path, str) for path in cached):
             return [(Path(str(path)), False) for path in cached]
-        folder = _place(repo) / "snapshots" / commit
-        folder.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(str(_place(repo) / "lock")):
-            for other in folder.parent.iterdir():
-                if other != folder:  # of a commit that is no longer the newest
-                    shutil.rmtree(other)
-            left = [name for name in names if not (folder / Path(name).name).exists()]
-            parts = {name: folder / f"{Path(name).name}.part" for name in left}
-            arrived = sum(part.stat().st_size for part in parts.values() if part.exists())
-            check_room(folder, sum(files[name].size or 0 for name in left) - arrived, repo)
-            for name in left:
-                url = hf_hub_url(repo, name, revision=commit)
-                download(url, parts[name], files[name].size, build_hf_headers(), Path(name).name)
-                _check(parts[name], files[name], repo)
-                parts[name].replace(folder / Path(name).name)
-        return [(folder / Path(name).name, True) for name in names]
+        return [(path, True) for path in _download(repo, commit, wanted)]
+
+
+def _names(repo: str, files: Collection[str], names: Sequence[str] | None) -> Sequence[str]:
+    """The names, if the repository has these files, or those of its checkpoint."""
+    if names is None:
+        names = [name for name in files if _of_checkpoint(name)]
+        if not any(name.endswith(".safetensors") for name in names):
+            raise FetchError(f"{repo} has no safetensors files on the Hugging Face Hub", "name another repository")
+    for name in names:
+        if name not in files:
+            known = ", ".join(sorted(each for each in files if each.endswith(".gguf"))[:8])
+            hint = f"it has {known}" if known else "check the name"
+            raise FetchError(f"{repo} has no file {name} on the Hugging Face Hub", hint)
+    return names
+
+
+def _download(repo: str, commit: str, files: Sequence[Any]) -> list[Path]:
+    """Fetch what is not here yet of these files of the commit into our folder for it."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils._fixes import WeakFileLock
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    folder = _place(repo) / "snapshots" / commit
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / Path(file.rfilename).name for file in files]
+    with WeakFileLock(str(_place(repo) / "lock")):
+        for other in folder.parent.iterdir():
+            if other != folder:  # of a commit that is no longer the newest
+                shutil.rmtree(other)
+        left = [(file, path, path.with_name(f"{path.name}.part")) for file, path in zip(files, paths, strict=True)]
+        left = [each for each in left if not each[1].exists()]
+        arrived = sum(part.stat().st_size for _, _, part in left if part.exists())
+        check_room(folder, sum(file.size or 0 for file, _, _ in left) - arrived, repo)
+        for file, path, part in left:
+            url = hf_hub_url(repo, file.rfilename, revision=commit)
+            download(url, part, file.size, build_hf_headers(), path.name)
+            _check(part, file, repo)
+            part.replace(path)
+    return paths
 
 
 def _of_checkpoint(name: str) -> bool:

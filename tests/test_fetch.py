@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -101,10 +103,8 @@ def test_a_killed_run_is_gone_on_with_by_the_next(tmp_path: Path, hub: Hub) -> N
     assert not parts(tmp_path)
 
 
-def _until(look):  # type: ignore[no-untyped-def]
-    """What ``look`` gives once it gives something: the client has what the server sent as soon as it has read it."""
-    import time
-
+def _until(look: Callable[[], list[Path]]) -> list[Path]:
+    """What ``look`` gives once it gives something: a client writes what it was sent whenever it comes to it."""
     end = time.monotonic() + 60
     while not (found := look()):
         assert time.monotonic() < end
@@ -160,6 +160,7 @@ def test_what_the_hubs_own_cache_has_is_not_fetched_again(
         fetch(artifact(tmp_path, "hf:someone/other!Q8_0"), force=True)
 
 
+Answers = Mapping[str, tuple[int, Mapping[str, str]]]
 GATED = {"X-Error-Code": "GatedRepo"}
 INFO, FILE = "/api/models/someone/model", f"/resolve/{commit({'model.gguf': BIG, 'config.json': b'{}'})}/model.gguf"
 
@@ -181,7 +182,7 @@ INFO, FILE = "/api/models/someone/model", f"/resolve/{commit({'model.gguf': BIG,
         (f"{REPO}/model.gguf", {INFO: (200, {})}, "cannot fetch someone/model from http://127.0.0.1"),
     ],
 )
-def test_what_the_hub_refuses(tmp_path: Path, hub: Hub, source: str, answers: dict, words: str) -> None:  # type: ignore[type-arg]
+def test_what_the_hub_refuses(tmp_path: Path, hub: Hub, source: str, answers: Answers, words: str) -> None:
     hub.answers.update(answers)
     with pytest.raises(FetchError, match=words) as caught:
         fetch(artifact(tmp_path, f"hf:{source}"))
@@ -202,7 +203,7 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, hub: Hub, monkeypatch: pyt
 
 
 def test_a_full_disk_is_noticed_before(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type(__import__("shutil").disk_usage("/"))
+    usage = type(shutil.disk_usage("/"))
     monkeypatch.setattr("frcli.download.shutil.disk_usage", lambda _: usage(100, 100, 10_000_000))
     with pytest.raises(FetchError, match="someone/model takes 0.0 GB, and .* has 0.0 GB free; free some space"):
         fetch(artifact(tmp_path, f"hf:{REPO}/model.gguf"))

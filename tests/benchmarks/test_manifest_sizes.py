@@ -48,7 +48,9 @@ def test_what_fits_where() -> None:
     for each in found.values():
         assert each.files < each.download and each.disk > each.files
         assert all(plan.fits for plan in each.gpus)
-        assert all(plan.needed(plan.devices[1]) <= size * GIB for plan, size in zip(each.gpus, (8, 12, 24), strict=True))
+        assert all(
+            plan.needed(plan.devices[1]) <= size * GIB for plan, size in zip(each.gpus, (8, 12, 24), strict=True)
+        )
     whole = {
         name: [sum(p.on_gpu for p in plan.placements) == sum(p.layers for p in plan.placements) for plan in each.gpus]
         for name, each in found.items()

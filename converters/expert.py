@@ -189,7 +189,9 @@ def _tokens_agree(
 
 def _about(src: Path) -> dict[str, str]:
     """The model's name, and its licence if the head of README.md says it."""
-    about = {"name": src.resolve().name}
+    place = src.resolve()
+    # A folder that came from the hub is named by its commit, and two above it by its repository: models--OWNER--NAME.
+    about = {"name": place.parents[1].name.split("--")[-1] if place.parent.name == "snapshots" else place.name}
     try:
         head = (src / "README.md").read_text(encoding="utf-8").split("---", 2)
     except (OSError, UnicodeError):

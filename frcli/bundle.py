@@ -27,12 +27,19 @@ ROUTER_FORMAT = "1"  # of a router's ONNX file: what goes in, what comes out, wh
 _ROUTER_BUILD = 1  # raise it when the converter writes other numbers: routers in the cache are then built anew
 
 
+REMOTE = ("pypi:", "hf:", "https://", "http://")  # what a source on another machine begins with
 _ROLES = ("router", "large", "base")  # models that are no experts
 
 
+# Names that are devices on Windows, in every folder and whatever is behind a dot.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+
+
 def _inside(text: str) -> str:
-    path = PurePosixPath(text)
-    if not text or path.is_absolute() or ".." in path.parts or "\\" in text or ":" in text:
+    parts = PurePosixPath(text).parts
+    # Windows leaves dots and spaces at the end of a name out: ".. " is "..", too.
+    odd = any(part[-1] in ". " or part.split(".")[0].strip().lower() in _DEVICES for part in parts)
+    if not parts or odd or text.startswith("/") or "\\" in text or ":" in text or not text.isprintable():
         raise ValueError(f"{text!r} is not a path inside the bundle")
     return text
 
@@ -136,12 +143,16 @@ class Manifest(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One file of a bundle: what it is for, where it is or will be, where it can be had, and what it must hash to."""
+    """One file of a bundle: what it is for, where it is or will be, where it can be had, and what it must hash to.
+
+    ``noted`` says that the manifest gives no sha256 and that of the first pull stands in for it.
+    """
 
     role: str
     path: Path
     source: str | None
     sha256: str | None
+    noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +230,7 @@ class Bundle:
         table, path = self.manifest.router, self.router_model()
         if table is None or path is None or table.file:
             return None
-        try:
-            noted = sha256_note(path).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            noted = ""
-        return Artifact("built router", path, None, noted or None)
+        return Artifact("built router", path, None, _noted(path))
 
     def artifacts(self) -> Iterator[Artifact]:
         """All files that the manifest names: base, large model, experts, router and what it is made of."""
@@ -240,15 +247,17 @@ class Bundle:
 
     def _artifact(self, role: str, file: str, source: str | None, sha256: str | None) -> Artifact:
         path = self.folder / file
-        if source and not source.startswith(("pypi:", "hf:")):
-            source = str(self.folder / Path(source).expanduser())
+        # A link may stand in for a file, which is then read, never written to; one to a folder would be written to.
+        if path.parent != self.folder and not path.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise BundleError(f"{path.parent} is a link out of the bundle {self.folder}", "put the folder itself there")
+        if source and not source.startswith(REMOTE):
+            source = str(self.folder / os.path.expanduser(source))
         if source and not path.exists():
-            path = (
-                cache_folder()
-                / "files"
-                / (sha256 or hashlib.sha256(source.encode()).hexdigest())[:16]
-                / Path(file).name
-            )
+            name = (sha256 or hashlib.sha256(source.encode()).hexdigest())[:16]
+            path = cache_folder() / "files" / name / path.name
+            if sha256 is None:
+                noted = _noted(path)
+                return Artifact(role, path, source, noted, noted is not None)
         return Artifact(role, path, source, sha256)
 
 
@@ -329,9 +338,7 @@ def file_sha256(path: Path) -> str:
     Raises ``BundleError`` when it cannot be read.
     """
     try:
-        status = path.stat()
-        stamp = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
-        known = cache_folder() / "sha256" / hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
+        known = _hash_of(path)
         if known.is_file():
             return known.read_text()
         with path.open("rb") as file:
@@ -340,17 +347,36 @@ def file_sha256(path: Path) -> str:
         raise BundleError(
             f"cannot read {path}: {error.strerror}", "pull the bundle again with frcli models pull"
         ) from None
+    keep_sha256(path, digest)
+    return digest
+
+
+def keep_sha256(path: Path, digest: str) -> None:
+    """Let :func:`file_sha256` know what the file hashes to."""
     with contextlib.suppress(OSError):  # a cache that cannot be written costs a hash at the next start, nothing else
+        known = _hash_of(path)
         known.parent.mkdir(parents=True, exist_ok=True)
         beside = known.with_name(f"{known.name}.{os.getpid()}.part")
         beside.write_text(digest)
         beside.replace(known)
-    return digest
+
+
+def _hash_of(path: Path) -> Path:
+    status = path.stat()
+    stamp = f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}"
+    return cache_folder() / "sha256" / hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def sha256_note(path: Path) -> Path:
-    """Where the sha256 of a built file is noted."""
+    """Where the sha256 of a file in the cache is noted that no manifest gives: it was built here, or pulled without."""
     return path.with_name(path.name + ".sha256")
+
+
+def _noted(path: Path) -> str | None:
+    try:
+        return _sha256(sha256_note(path).read_text().strip())
+    except (OSError, ValueError):
+        return None
 
 
 def check_artifact(artifact: Artifact) -> None:

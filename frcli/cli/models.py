@@ -195,9 +195,9 @@ def _say_memory(bundle: Bundle) -> None:
 
 def _pull(artifact: Artifact, *, force: bool) -> None:
     from frcli.bundle import check_artifact
-    from frcli.fetch import fetch
+    from frcli.fetch import Telling, fetch
 
-    wanted = force or not artifact.path.exists()
+    renew, wanted = force, force or not artifact.path.exists()
     if not wanted:
         try:
             check_artifact(artifact)
@@ -211,9 +211,9 @@ def _pull(artifact: Artifact, *, force: bool) -> None:
         return
     ui.say(f"{artifact.role}: fetching {artifact.source or artifact.path.name}")
     began = time.monotonic()
-    with ui.working(f"fetching {artifact.path.name}"):
-        fetch(artifact, force=force)
-    check_artifact(artifact)
+    fetch(
+        artifact, force=force, renew=renew, telling=Telling(ui.working, lambda text: ui.say(f"{artifact.role}: {text}"))
+    )
     ui.say(
         f"{artifact.role}: {ui.size(artifact.path.stat().st_size)} in {time.monotonic() - began:.1f} s, {artifact.path}"
     )
@@ -281,10 +281,13 @@ def build_router(
 
 
 def state(bundle: Bundle) -> str:
-    """``ready``, or what is missing of the bundle."""
-    missing = [artifact.role for artifact in bundle.artifacts() if not artifact.path.is_file()]
+    """``ready``, ``not pulled``, or what is missing of the bundle."""
+    artifacts = list(bundle.artifacts())
+    missing = [artifact for artifact in artifacts if not artifact.path.is_file()]
+    if missing and missing == [artifact for artifact in artifacts if artifact.source is not None]:
+        return "not pulled"
     if missing:
-        return f"missing {', '.join(missing)}"
+        return f"missing {', '.join(artifact.role for artifact in missing)}"
     router = bundle.router_model()
     return "router not built" if router is not None and not router.is_file() else "ready"
 
@@ -305,7 +308,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         )
     now = state(bundle)
     router = bundle.manifest.router
-    if router is not None and router.trained is not None and not now.startswith("missing"):
+    if router is not None and router.trained is not None and now in ("ready", "router not built"):
         built = bundle.router_model()
         assert built is not None
         size = built.stat().st_size if built.is_file() else None

@@ -51,7 +51,10 @@ def test_a_broken_manifest_does_not_hide_the_others(frcli: Run, fetched: tuple[P
     told = {entry["name"]: entry for entry in frcli("models", "list", "--json", env=env).json}
     assert told["broken"]["state"] == "broken"
     assert "nonsense" in told["broken"]["description"] or "name" in told["broken"]["description"]
-    assert told["pair"]["state"] == "missing base"
+    assert told["pair"]["state"] == "not pulled"
+    (folder / "math.gguf").unlink()
+    told = {entry["name"]: entry for entry in frcli("models", "list", "--json", env=env).json}
+    assert told["pair"]["state"] == "missing base, expert math"
 
 
 def test_show(frcli: Run, trio: Bundle) -> None:

@@ -227,13 +227,14 @@ def test_where_a_checkpoint_is(source: Path, tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ModelError, match="is a file"):
         hub.source_folder(str(source / "config.json"))
 
-    # What the hub says when it cannot be reached; it is never asked for a folder that is here.
-    def unreachable(name: str, **_: object) -> str:
-        raise OSError(f"cannot reach {name}")
+    # The hub is never asked for a folder that is here.
+    def unreachable(*_: object, **__: object) -> object:
+        raise OSError("no network")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setenv("FRCLI_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FetchError, match="someone/model cannot be fetched .*cannot reach"):
+    with pytest.raises(FetchError, match="cannot fetch someone/model .*no network"):
         hub.source_folder("someone/model")
     (tmp_path / "someone" / "model").mkdir(parents=True)
     assert hub.source_folder("someone/model") == Path("someone/model")

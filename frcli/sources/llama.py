@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError
 from frcli.sources.llama_batch import LlamaBatch
 from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
@@ -70,7 +71,7 @@ class LlamaModel:
         self.path = path
         self._adapters: list[Any] = []
         self._model = None
-        _check_magic(path)
+        check_gguf(path)
         lib = self._lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -202,7 +203,7 @@ class LlamaModel:
 
         Raises ``ModelError`` when it cannot be read or was made for another architecture.
         """
-        _check_magic(path)
+        check_gguf(path)
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not adapter:
             raise ModelError(f"llama.cpp cannot load the adapter {path}", f"was it made for {self.path.name}?")
@@ -373,13 +374,3 @@ class LlamaSource:
         if self._ctx is not None:
             self._lib.llama_free(self._ctx)
             self._ctx = None
-
-
-def _check_magic(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}", "pull the bundle again") from None
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file", "pull the bundle again")

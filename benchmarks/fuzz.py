@@ -33,13 +33,13 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-import tiny
-import vocabularies
+import tiny  # noqa: E402
+import vocabularies  # noqa: E402
 
-from frcli.errors import FrcliError
+from frcli.errors import FrcliError  # noqa: E402
 
 _MEMORY = 6 << 30  # bytes of address space beyond which a reader counts as boundless
-_SECONDS = 30.0  # for one file; the machine may be busy
+_SECONDS, _LONGEST = 20.0, 300.0  # of the processor and of the clock, for one file: the machine may be busy
 _NUMBERS = (0, 1, 2, 3, 4, 7, 8, 9, 31, 127, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62)
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 1 << 31, 1 << 64, 10**400, 0.5, -2.5, 1e308, "", "x", "../x", "\ud800", "9" * 5000,
@@ -50,13 +50,14 @@ _VALUES: tuple[Any, ...] = (
 @dataclass(frozen=True, slots=True)
 class Reader:
     """What is fuzzed: the file that is changed, how (``bytes`` or ``json``), how many of its first bytes matter most,
-    and what reads it.
+    what reads it, and where its numbers are, as (first byte, bytes).
     """
 
     file: Path
     form: str
     head: int
     read: Callable[[Path], object]
+    numbers: Sequence[tuple[int, int]] = ()
 
 
 def main() -> int:
@@ -72,12 +73,16 @@ def main() -> int:
         wanted = tuple(arguments.readers or [""])
         chosen = {name: reader for name, reader in readers.items() if name.startswith(wanted)}
         numbers = range(arguments.first, arguments.first + arguments.count)
-        report = {name: fuzz(reader, numbers, arguments.seed, arguments.keep) for name, reader in chosen.items()}
+        report = {}
+        for name, reader in chosen.items():
+            report[name] = fuzz(reader, numbers, arguments.seed, arguments.keep)
+            found = len(report[name]["crashes"]), len(report[name]["hangs"])
+            print("{}: {} crashes, {} hangs".format(name, *found), file=sys.stderr, flush=True)
     print(json.dumps(report, indent=1))
     return int(any(each["crashes"] or each["hangs"] for each in report.values()))
 
 
-# --------------------------------------------------------------------------------------------------------------- readers
+# -------------------------------------------------------------------------------------------------------------- readers
 
 
 def make_readers(folder: Path) -> dict[str, Reader]:
@@ -118,8 +123,8 @@ def make_readers(folder: Path) -> dict[str, Reader]:
 
     size = router.stat().st_size
     return {
-        "gguf": Reader(base, "bytes", _head_size(base), _read_model),
-        "gguf-adapter": Reader(folder / "adapter.gguf", "bytes", _head_size(folder / "adapter.gguf"), adapter),
+        "gguf": Reader(base, "bytes", *_head_of(base, _read_model)),
+        "gguf-adapter": Reader(folder / "adapter.gguf", "bytes", *_head_of(folder / "adapter.gguf", adapter)),
         "safetensors": Reader(plain / "model.safetensors", "bytes", 3000, whole_folder),
         "safetensors-index": Reader(shards / "model.safetensors.index.json", "json", 0, whole_folder),
         "config": Reader(whole / "config.json", "json", 0, _convert),
@@ -238,10 +243,19 @@ def _importance() -> bytes:
     return struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii", 3, 64) + np.ones(64, "<f4").tobytes()
 
 
-def _head_size(path: Path) -> int:
+def _head_of(path: Path, read: Callable[[Path], object]) -> tuple[int, Callable[[Path], object], list[tuple[int, int]]]:
+    """The size of a GGUF's head, the reader, and where the head has numbers that are no part of a list."""
     from gguf import GGUFReader
 
-    return int(GGUFReader(path).data_offset)
+    reader = GGUFReader(path)
+    numbers = []
+    for field in [*reader.fields.values(), *(tensor.field for tensor in reader.tensors)]:
+        at = field.offset
+        for part in field.parts[: 8 if len(field.parts) < 20 else 5]:
+            if part.dtype.kind in "uifb" and part.nbytes <= 8 and field.name[:5] != "GGUF.":
+                numbers.append((int(at), int(part.nbytes)))
+            at += part.nbytes
+    return int(reader.data_offset), read, numbers
 
 
 _BUNDLE = """\
@@ -269,18 +283,29 @@ context = 2048
 """
 
 
-# --------------------------------------------------------------------------------------------------------------- changes
+# -------------------------------------------------------------------------------------------------------------- changes
 
 
-def changed(data: bytes, form: str, head: int, random: np.random.Generator) -> bytes:
+def changed(data: bytes, reader: Reader, random: np.random.Generator) -> bytes:
     """Return the file with one change, or with a few."""
     for _ in range(1 if random.random() < 0.7 else int(random.integers(2, 5))):
-        data = (
-            _changed_json(data, random)
-            if form == "json" and random.random() < 0.8
-            else _changed_bytes(data, head, random)
-        )
+        if reader.form == "json" and random.random() < 0.8:
+            data = _changed_json(data, random)
+        elif reader.numbers and random.random() < 0.6:
+            at, width = reader.numbers[int(random.integers(len(reader.numbers)))]
+            data = _with_number(data, at, width, random)
+        else:
+            data = _changed_bytes(data, reader.head, random)
     return data
+
+
+def _with_number(data: bytes, at: int, width: int, random: np.random.Generator) -> bytes:
+    """A telling number in the place of another one; in four bytes it may be a float, too."""
+    number = int(_NUMBERS[int(random.integers(len(_NUMBERS)))]) & (1 << 8 * width) - 1
+    value = number.to_bytes(width, "little")
+    if width == 4 and random.random() < 0.3:
+        value = struct.pack("<f", float(random.choice([0.0, -1.0, 1e-30, 1e30, np.inf, np.nan])))
+    return data[:at] + value + data[at + width :]
 
 
 def _changed_bytes(data: bytes, head: int, random: np.random.Generator) -> bytes:
@@ -292,10 +317,7 @@ def _changed_bytes(data: bytes, head: int, random: np.random.Generator) -> bytes
     if kind < 0.4:
         return data[:at] + bytes([data[at] ^ 1 << int(random.integers(8))]) + data[at + 1 :]
     if kind < 0.85:
-        form = str(random.choice(["<B", "<H", "<I", "<Q"]))
-        width = struct.calcsize(form)
-        number = int(_NUMBERS[int(random.integers(len(_NUMBERS)))]) & (1 << 8 * width) - 1
-        return data[:at] + struct.pack(form, number) + data[at + width :]
+        return _with_number(data, at, int(random.choice([1, 2, 4, 8])), random)
     if kind < 0.9:
         return data[:at]
     length = int(random.integers(1, 64))
@@ -335,7 +357,7 @@ def _json_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, 
         yield from _json_places(each, (*path, key))
 
 
-# -------------------------------------------------------------------------------------------------------------- children
+# ------------------------------------------------------------------------------------------------------------- children
 
 
 def fuzz(reader: Reader, numbers: Sequence[int], seed: int, keep: Path | None = None) -> dict[str, Any]:
@@ -372,7 +394,7 @@ def fuzz(reader: Reader, numbers: Sequence[int], seed: int, keep: Path | None = 
 
 
 def _change(reader: Reader, original: bytes, number: int, seed: int) -> bytes:
-    return changed(original, reader.form, reader.head, np.random.default_rng([seed, number]))
+    return changed(original, reader, np.random.default_rng([seed, number]))
 
 
 def _in_child(reader: Reader, original: bytes, numbers: Sequence[int], seed: int) -> Iterator[tuple[int, str]]:
@@ -387,7 +409,7 @@ def _in_child(reader: Reader, original: bytes, numbers: Sequence[int], seed: int
     waiting, told = list(numbers), b""
     with contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
         while waiting:
-            if not select.select([pipe], [], [], _SECONDS)[0]:
+            if not _answers(pipe, child):
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 yield waiting[0], "hang"
@@ -401,6 +423,24 @@ def _in_child(reader: Reader, original: bytes, numbers: Sequence[int], seed: int
             for line in lines:
                 yield waiting.pop(0), line.decode("utf-8", "replace")
     os.waitpid(child, 0)
+
+
+def _answers(pipe: Any, child: int) -> bool:
+    """Wait for the pipe; whether there is something in it before the child has used up its time."""
+    until, used = time.monotonic() + _LONGEST, _processor_seconds(child)
+    while time.monotonic() < until and _processor_seconds(child) < used + _SECONDS:
+        if select.select([pipe], [], [], 1.0)[0]:
+            return True
+    return False
+
+
+def _processor_seconds(child: int) -> float:
+    """What the child has used so far; 0 where the system does not say, which leaves the clock."""
+    try:
+        values = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _work(reader: Reader, original: bytes, numbers: Sequence[int], seed: int, sink: int) -> None:
@@ -421,7 +461,9 @@ def _outcome(reader: Reader) -> str:
     try:
         reader.read(reader.file)
     except FrcliError as error:
-        return "refused" if "\n" not in str(error) else f"crash: an error of several lines {str(error)[:100]!r}"
+        if "\n" in str(error):
+            return f"crash: an error of several lines {str(error)[:120]!r}"
+        return "refused"
     except BaseException as error:  # a panic of Rust is no Exception
         frame = traceback.extract_tb(error.__traceback__)[-1]
         return f"crash: {type(error).__name__} {str(error)[:120]!r} in {Path(frame.filename).name}:{frame.lineno}"

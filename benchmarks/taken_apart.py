@@ -56,7 +56,7 @@ def config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     if config.family not in _TYPES or len(set(config.rope_factors)) > 1:
         raise ModelError(
-            f"{checkpoint.path} cannot be taken apart: its family is {config.family}, or its rotation is scaled by parts",
+            f"{checkpoint.path} is a {config.family} or has a rotation scaled by parts, and cannot be taken apart",
             f"families that can be are {', '.join(_TYPES)}",
         )
     gelu = config.activation == GELU

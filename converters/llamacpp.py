@@ -106,7 +106,8 @@ class LlamaRunner:
                 yield Rows(rows)
         finally:
             C.llama_batch_free(batch)
-            C.llama_free(context)
+            with listening(C):
+                C.llama_free(context)
 
     def _new_context(self, length: int, size: int) -> Any:
         C = self._C
@@ -141,7 +142,8 @@ class LlamaRunner:
     def close(self) -> None:
         """Free the model, and its adapter with it."""
         if self._model:
-            self._C.llama_model_free(self._model)
+            with listening(self._C):
+                self._C.llama_model_free(self._model)
         self._model = None
 
 

@@ -39,7 +39,7 @@ import vocabularies  # noqa: E402
 from frcli.errors import FrcliError  # noqa: E402
 
 _MEMORY = 6 << 30  # bytes of address space beyond which a reader counts as boundless
-_SECONDS, _LONGEST = 20.0, 300.0  # of the processor and of the clock, for one file: the machine may be busy
+_SECONDS, _LONGEST = 20.0, 1800.0  # of the processor and of the clock, for one file: the machine may be busy
 _NUMBERS = (0, 1, 2, 3, 4, 7, 8, 9, 31, 127, 255, 1 << 15, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 62)
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 1 << 31, 1 << 64, 10**400, 0.5, -2.5, 1e308, "", "x", "../x", "\ud800", "9" * 5000,

@@ -191,7 +191,7 @@ def _tokens_agree(
 
 def _about(src: Path) -> dict[str, str]:
     """The model's name, and its licence if the head of README.md says it."""
-    about = {"name": src.resolve().name}
+    about = {"name": src.resolve().name.encode("utf-8", "replace").decode("utf-8")}
     try:
         head = (src / "README.md").read_text(encoding="utf-8").split("---", 2)
     except (OSError, UnicodeError):

@@ -97,7 +97,7 @@ def _vocabulary(path: Path, scratch: Path) -> Path | None:
         return None
     config = open_checkpoint(path).config
     file = scratch / "vocabulary.gguf"
-    write_vocabulary(file, read_vocabulary(path, config.vocab), config, {"name": path.resolve().name})
+    write_vocabulary(file, read_vocabulary(path, config.vocab), config, {"name": "vocabulary"})
     return file
 
 

@@ -10,7 +10,7 @@ without a clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from functools import wraps
 from typing import Any
 
@@ -20,7 +20,7 @@ from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace, pass_context
 
-_STEPS = 5_000_000  # some seconds at most; a conversation of a thousand turns takes a tenth of it
+_STEPS = 2_000_000  # a second or two at most; a conversation of a thousand turns takes a tenth of it
 _CHARACTERS = 16_000_000  # in one value, and in all that is written
 _LARGEST_SOURCE = 1 << 18  # characters; chat templates have up to 30,000
 _BITS = 4096  # of a whole number
@@ -114,7 +114,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             elif isinstance(value, Mapping):
                 self._pay(len(value))
                 waiting += [*value.keys(), *value.values()]
-            elif isinstance(value, (Sequence, set, frozenset)) or hasattr(value, "mapping"):
+            elif isinstance(value, (Sequence, Set, ValuesView)):
                 self._pay(len(value))
                 waiting += value
                 characters += 4 * len(value)

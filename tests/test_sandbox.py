@@ -13,7 +13,8 @@ HUGE = {
     "rounds of much source": "{% for a in range(99999) %}" + "{% set x = a %}" * 5000 + "{% endfor %}",
     "plain text in a loop": "{% set x %}{% for a in range(99999) %}" + "x" * 2000 + "{% endfor %}{% endset %}",
     "macros that branch": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
-    "a recursive loop that branches": "{% for a in [0, 1] recursive %}{{ loop([0, 1]) if loop.depth < 60 }}{% endfor %}",
+    "a recursive loop that branches": "{% for a in [0, 1] recursive %}"
+    "{{ loop([0, 1]) if loop.depth < 60 }}{% endfor %}",
     "deep recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "doubled by ~": "{% set n = namespace(x='ab') %}{% for a in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "doubled by +": "{% set n = namespace(x='ab') %}{% for a in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
@@ -31,13 +32,13 @@ HUGE = {
     "{{ {n.x: 1} }}",
     "tuples as an index": "{% set n = namespace(x=1) %}{% for a in range(99) %}{% set n.x = (n.x, n.x) %}{% endfor %}"
     "{{ messages[0][n.x] }}",
-    "lists in lists as JSON": "{% set n = namespace(x=1) %}{% for a in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
-    "{{ n.x | tojson }}",
+    "lists in lists as JSON": "{% set n = namespace(x=1) %}{% for a in range(99) %}{% set n.x = [n.x, n.x] %}"
+    "{% endfor %}{{ n.x | tojson }}",
     "a namespace that grows later": "{% set n = namespace(x=1) %}{% set l = [n] * 90000 %}{% set n.x = 'x' * 9000 %}"
     "{{ l }}",
     "a text times a number": "{{ 'a' * 10**10 }}",
     "a list times a number": "{{ ([0] * 10**10) | length }}",
-    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a power": "{{ 9 ** 99999999 }}",
     "a product": "{% set n = namespace(x=9) %}{% for a in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "a width in %": "{{ '%9999999999d' % 1 }}",
     "a width in % from outside": "{{ '%*d' % (10**10, 1) }}",
@@ -77,7 +78,9 @@ ESCAPES = (
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_a_template_that_wants_too_much_is_one_sentence(name: str) -> None:
+def test_a_template_that_wants_too_much_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name != "loops in loops":  # one with the real bound, and the others in less time
+        monkeypatch.setattr("frcli.sandbox._STEPS", 200_000)
     with pytest.raises(BundleError) as caught:
         ChatTemplate(HUGE[name]).render([{"role": "user", "content": "x"}])
     assert re.match(r"the chat template ", str(caught.value)) and "\n" not in str(caught.value)
@@ -121,7 +124,7 @@ def test_every_rendering_has_all_its_steps() -> None:
 
 
 def test_loops_know_their_length_as_ever() -> None:
-    source = "{% for a in messages if a.role != 'x' %}{{ loop.index }}/{{ loop.length }} {{ loop.last }} {% else %}none{% endfor %}"
+    source = "{% for a in messages if a.role != 'x' %}{{ loop.index }}/{{ loop.length }} {{ loop.last }} {% endfor %}"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     assert ChatTemplate(source).render(messages) == "1/2 False 2/2 True "
     assert ChatTemplate("{% for a in nothing %}x{% else %}none{% endfor %}").render(messages) == "none"

@@ -34,6 +34,7 @@ from converters.decoder import Checkpoint
 from converters.parity import TEXT, compare
 from converters.reference import logits as reference_logits
 from converters.router import convert_router
+from converters.runner import Rows
 
 Array = NDArray[np.float32]
 
@@ -122,7 +123,7 @@ def measure(base: Path, folder: Path, repeats: int, threads: int) -> list[dict[s
     for variant, (precision, options) in VARIANTS.items():
         ours, theirs = folder / f"ours-{precision}.onnx", folder / f"genai-{variant}" / "model.onnx"
         if not ours.exists():
-            convert_router(source, ours, precision=precision, context=1024, check=False)
+            convert_router(source, ours, precision=precision, context=1024, verify=False)
         if not theirs.exists():
             build_genai(source, theirs.parent, precision, options)
         graphs = {
@@ -132,11 +133,11 @@ def measure(base: Path, folder: Path, repeats: int, threads: int) -> list[dict[s
         logits = {name: graph.run(tokens, 0) for name, graph in graphs.items()}
         line: dict[str, Any] = {
             "variant": variant,
-            "kl_genai_ours": compare(logits["genai"], logits["ours"]).mean_kl,
-            "top1_genai_ours": compare(logits["genai"], logits["ours"]).top1,
+            "kl_genai_ours": compare(Rows(logits["genai"]), Rows(logits["ours"])).mean_kl,
+            "top1_genai_ours": compare(Rows(logits["genai"]), Rows(logits["ours"])).top1,
         }
         for name, got in logits.items():
-            line[f"kl_reference_{name}"] = compare(expected, got).mean_kl
+            line[f"kl_reference_{name}"] = compare(Rows(expected), Rows(got)).mean_kl
         for size in (1, 4) if repeats else ():
             medians = step_times(graphs, tokens, size, repeats)
             line |= {f"ms_{size}_{name}": round(value, 3) for name, value in medians.items()}

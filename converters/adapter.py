@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from converters.checkpoint import open_checkpoint
 from converters.decoder import Checkpoint
 from converters.gguf_model import gguf_name, interleave, interleaved_heads
-from converters.llamacpp import logits as llama_logits
+from converters.llamacpp import LlamaRunner
 from converters.lora import Lora, check_fit, in_parts, merge, read_peft
 from converters.output import refuse_existing, staging
-from converters.parity import Parity, check_tokens, compare
-from converters.reference import logits as reference_logits
+from converters.parity import Parity, check_window, measure
+from converters.reference import ReferenceRunner
 from frcli.errors import ModelError, UsageError
 
 DTYPES = {"f16": np.float16, "f32": np.float32}
@@ -25,13 +25,15 @@ DTYPES = {"f16": np.float16, "f32": np.float32}
 _LIMIT = 0.1
 
 
-def convert_adapter(src: Path, base: Path, out: Path, dtype: str = "f16", force: bool = False) -> Parity:
+def convert_adapter(
+    src: Path, base: Path, out: Path, dtype: str = "f16", force: bool = False, *, verify: bool = True
+) -> Parity | None:
     """Write the GGUF adapter ``out`` made of the PEFT folder ``src``, and return how well llama.cpp agrees.
 
-    ``base`` is the GGUF of the model that the adapter was trained on; ``dtype`` is "f16" or "f32". The source is
-    evaluated by :mod:`converters.reference`. Raises ``ModelError`` for files that cannot be read or do not fit,
-    ``UsageError`` for another dtype, ``MissingExtra`` without llama-cpp-python, ``OutputError`` if the result exists or
-    cannot be written.
+    ``base`` is the GGUF of the model that the adapter was trained on; ``dtype`` is "f16" or "f32". With ``verify`` the
+    source is evaluated by :mod:`converters.reference`; without it the result is None. Raises ``ModelError`` for files
+    that cannot be read or do not fit, ``UsageError`` for another dtype, ``MissingExtra`` without llama-cpp-python,
+    ``OutputError`` if the result exists or cannot be written.
     """
     if dtype not in DTYPES:
         raise UsageError(f"unknown precision {dtype!r}", f"choose one of {', '.join(DTYPES)}")
@@ -44,10 +46,20 @@ def convert_adapter(src: Path, base: Path, out: Path, dtype: str = "f16", force:
     check_fit(checkpoint, parts)
     with staging(out, force) as folder:
         _write(folder / out.name, checkpoint, updates, DTYPES[dtype])
-        tokens = check_tokens(base, checkpoint.config.vocab, min(320, checkpoint.config.context))
-        result = llama_logits(base, folder / out.name, tokens)
-        expected = reference_logits(merge(checkpoint, parts), tokens)
-        return compare(expected, result).require(_LIMIT, f"the adapter converted from {src}")
+        if not verify:
+            return None
+        return _check(base, folder / out.name, merge(checkpoint, parts)).require(
+            _LIMIT, f"the adapter converted from {src}"
+        )
+
+
+def _check(base: Path, adapter: Path, source: Checkpoint) -> Parity:
+    window = check_window(base, source.config.vocab, min(320, source.config.context))
+    result = LlamaRunner(base, adapter)
+    try:
+        return measure(ReferenceRunner(source), result, [window])
+    finally:
+        result.close()
 
 
 def _write(path: Path, checkpoint: Checkpoint, updates: Mapping[str, Lora], dtype: Any) -> None:

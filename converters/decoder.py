@@ -8,7 +8,7 @@ factor here, and the joint matrices of Phi-3 are read in parts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,7 @@ EMBEDDING, FINAL_NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", 
 LAYERS = "model.layers."
 SILU, GELU = "silu", "gelu_tanh"
 ALL_ROWS = slice(None)
+_LARGEST = (1 << 31) - 1  # what files have room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,14 @@ class DecoderConfig:
         """The name of the norm whose result the layer's MLP reads."""
         name = "pre_feedforward_layernorm" if self.post_norms else "post_attention_layernorm"
         return f"{LAYERS}{layer}.{name}.weight"
+
+    def numbers(self) -> list[float]:
+        """Return every number of the shape."""
+        found: list[float] = []
+        for each in fields(self):
+            value = getattr(self, each.name)
+            found += [part for part in (value if isinstance(value, tuple) else (value,)) if not isinstance(part, str)]
+        return found
 
     def joint(self) -> dict[str, dict[str, int]]:
         """Return the matrices that Phi-3 has as one, by module of a layer: the rows of each part, from the top."""
@@ -206,8 +215,12 @@ class Checkpoint:
 
 def check_shapes(path: Path, config: DecoderConfig, stored: dict[str, tuple[int, ...]]) -> None:
     """Raise ``ModelError`` unless the configuration makes sense and ``stored`` has its tensors and no others."""
-    if min(config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.vocab) < 1:
-        raise ModelError(f"{path} has a configuration that makes no sense: {config}", "fetch it again")
+    sizes = (
+        *(config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.vocab),
+        *(config.intermediate, config.context),
+    )
+    if min(sizes) < 1 or max(sizes) > _LARGEST or not all(map(_is_sound, config.numbers())):
+        raise ModelError(f"{path} has a configuration that makes no sense: {str(config)[:400]}", "fetch it again")
     if config.heads % config.kv_heads or config.head_dim % 2 or len(config.rope_factors) != config.head_dim // 2:
         raise ModelError(
             f"{path} has {config.heads} heads, {config.kv_heads} key heads and {config.head_dim} dimensions in each, "
@@ -229,3 +242,7 @@ def check_shapes(path: Path, config: DecoderConfig, stored: dict[str, tuple[int,
             f"{path} has the tensor {extra[0]}, which models of the family {config.family} do not have",
             "it is not supported",
         )
+
+
+def _is_sound(number: float) -> bool:
+    return 0 <= number <= float(np.finfo(np.float32).max)

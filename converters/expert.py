@@ -14,9 +14,10 @@ from converters.hugging import open_folder, read_config, read_json, shards, stor
 from converters.llamacpp import logits as llama_logits
 from converters.llamacpp import tokenize_all
 from converters.output import refuse_existing, staging
-from converters.parity import TEXT, Array, Parity, check_tokens, compare
+from converters.parity import TEXT, Parity, Window, check_window, compare
 from converters.reference import logits as reference_logits
 from converters.requantize import read_importance, requantize, type_number
+from converters.runner import Array, Rows
 from converters.tokenization import COMMON, RARE, disagreement
 from converters.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
 from frcli.errors import MissingExtra, ModelError, UsageError
@@ -92,25 +93,26 @@ def convert_expert(
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """The ids of a text and the logits, float32 [tokens, vocab], that a result should give for them."""
+    """A text and the logits, float32 [tokens, vocab], that a result should give for it."""
 
-    tokens: list[int]
+    window: Window
     expected: Array
 
     @classmethod
     def against_source(cls, source: Checkpoint, whole: Path) -> _Check:
-        tokens = check_tokens(
+        window = check_window(
             whole, source.config.vocab, min(_CHECKED, source.config.context, context_length(source.config))
         )
-        return cls(tokens, reference_logits(source, tokens))
+        return cls(window, reference_logits(source, window.tokens))
 
     @classmethod
     def against_llama_cpp(cls, whole: Path) -> _Check:
         tokens = tokenize_all(whole, [TEXT], add_special=True, parse_special=False)[0][:_CHECKED]
-        return cls(tokens, llama_logits(whole, None, tokens))
+        return cls(Window(tokens, [*tokens[1:], None]), llama_logits(whole, None, tokens))
 
     def parity(self, result: Path) -> Parity:
-        return compare(self.expected, llama_logits(result, None, self.tokens))
+        found = Rows(llama_logits(result, None, self.window.tokens))
+        return compare(Rows(self.expected), found, self.window)
 
 
 def _open(src: Path) -> Checkpoint:
@@ -191,7 +193,8 @@ def _about(src: Path) -> dict[str, str]:
     """The model's name, and its licence if the head of README.md says it."""
     place = src.resolve()
     # A folder that came from the hub is named by its commit, and two above it by its repository: models--OWNER--NAME.
-    about = {"name": place.parents[1].name.split("--")[-1] if place.parent.name == "snapshots" else place.name}
+    name = place.parents[1].name.split("--")[-1] if place.parent.name == "snapshots" else place.name
+    about = {"name": name.encode("utf-8", "replace").decode("utf-8")}
     try:
         head = (src / "README.md").read_text(encoding="utf-8").split("---", 2)
     except (OSError, UnicodeError):

@@ -21,6 +21,7 @@ from converters.decoder import (
     check_shapes,
     layer_and_part,
 )
+from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError
 
 Fields = Mapping[str, Any]
@@ -73,6 +74,7 @@ def open_gguf(path: Path) -> Checkpoint:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}

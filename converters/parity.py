@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.llamacpp import tokenize
+from converters.runner import Array, Rows, Runner
 from frcli.errors import ModelError
-
-Array = NDArray[np.float32]
 
 TEXT = """\
 The ferry left the harbour an hour late, and nobody on deck seemed to mind. A girl counted gulls aloud; her father read
@@ -34,14 +36,44 @@ lighthouse. Therefore the tower at the cape is not hidden: true.
 Solve x^2 - 5x + 6 = 0. The factors are (x - 2)(x - 3), hence x = 2 or x = 3.
 """
 
+_WORST = 8
+_TOP = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A part of a text that is read by itself: its ids, the id that follows each of them (None if none does), and at
+    which token of the text it begins.
+    """
+
+    tokens: Sequence[int]
+    following: Sequence[int | None]
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two models differ at one position: the token of the text, KL in nats, the id that was read last, the id that
+    follows, and the most likely id of each model with its probability.
+    """
+
+    position: int
+    kl: float
+    token: int
+    following: int | None
+    source: tuple[int, float]
+    result: tuple[int, float]
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Agreement of a result with its source over ``tokens`` positions of one text.
+    """Agreement of a result with its source over ``tokens`` positions of a text.
 
     ``mean_kl`` and ``max_kl`` are KL(source || result) of the next-token distributions, in nats; ``top1`` is the share
-    of positions with the same most likely token; ``routing_kl`` is the mean KL of the softmax of the routing weights,
-    if there are any.
+    of positions with the same most likely token, ``top10`` the share of the source's ten most likely tokens that are
+    among the result's; ``routing_kl`` is the mean KL of the softmax of the routing weights, if there are any.
+    ``perplexity`` is that of source and result on the text, None if nothing is known to follow; ``worst`` are the
+    positions with the largest KL, the largest first.
     """
 
     mean_kl: float
@@ -49,12 +81,20 @@ class Parity:
     top1: float
     tokens: int
     routing_kl: float | None = None
+    top10: float | None = None
+    perplexity: tuple[float, float] | None = None
+    worst: tuple[Difference, ...] = ()
 
     def __str__(self) -> str:
-        line = (
-            f"KL {self.mean_kl:.2e} (max {self.max_kl:.2e}) nats, same top token {self.top1:.1%}, {self.tokens} tokens"
-        )
-        return line if self.routing_kl is None else f"{line}, routing KL {self.routing_kl:.2e}"
+        parts = [f"KL {self.mean_kl:.2e} (max {self.max_kl:.2e}) nats", f"same top token {self.top1:.1%}"]
+        if self.top10 is not None:
+            parts.append(f"top ten {self.top10:.1%}")
+        if self.perplexity is not None:
+            parts.append("perplexity {:.4g} and {:.4g}".format(*self.perplexity))
+        parts.append(f"{self.tokens} tokens")
+        if self.routing_kl is not None:
+            parts.append(f"routing KL {self.routing_kl:.2e}")
+        return ", ".join(parts)
 
     def require(self, limit: float, what: str) -> Parity:
         """Return this parity, or raise ``ModelError`` if its mean KL is above ``limit`` nats or not a number."""
@@ -65,40 +105,131 @@ class Parity:
         return self
 
 
-def compare(
-    source: Array, result: Array, source_routing: Array | None = None, result_routing: Array | None = None
-) -> Parity:
-    """Return the parity of logits, float32 [tokens, vocab], and of routing weights, float32 [tokens, experts]."""
-    divergence = kl(source, result)
-    routing = None
-    if source_routing is not None and result_routing is not None:
-        routing = float(kl(source_routing, result_routing).mean())
-    same = source.argmax(axis=-1) == result.argmax(axis=-1)
-    return Parity(float(divergence.mean()), float(divergence.max()), float(same.mean()), len(source), routing)
+class Tally:
+    """Adds up the agreement of two models, some rows at a time."""
+
+    def __init__(self) -> None:
+        self._count = self._same = self._scored = 0
+        self._kl = self._largest = self._common = 0.0
+        self._surprise = np.zeros(2)
+        self._routing: float | None = None
+        self._worst: list[tuple[float, int, Difference]] = []
+
+    def add(self, window: Window, source: Rows, result: Rows, at: int = 0) -> None:
+        """Count the rows that the two models gave for the tokens of the window from ``at`` on.
+
+        Of rows of two widths the common ids count: wider ones have padding behind the vocabulary.
+        """
+        for index in range(len(source.logits)):
+            left, right = source.logits[index], result.logits[index]
+            width = min(len(left), len(right))
+            self._add_row(window, at + index, left[:width], right[:width])
+        if source.routing is not None and result.routing is not None:
+            self._routing = (self._routing or 0.0) + float(kl(source.routing, result.routing).sum())
+
+    def _add_row(self, window: Window, at: int, left: Array, right: Array) -> None:
+        p, q = _log_softmax(left), _log_softmax(right)
+        divergence = _kl(p, q)
+        position = window.start + at
+        following = window.following[at]
+        tops = int(left.argmax()), int(right.argmax())
+        best = min(_TOP, len(left))
+        common = np.intersect1d(*(np.argpartition(row, -best)[-best:] for row in (left, right)))
+        self._count += 1
+        self._kl += divergence
+        self._largest = float(np.maximum(divergence, self._largest))  # which keeps NaN
+        self._same += tops[0] == tops[1]
+        self._common += len(common) / best
+        if following is not None and following < len(left):
+            self._surprise -= p[following], q[following]
+            self._scored += 1
+        entry = math.inf if math.isnan(divergence) else divergence, -self._count
+        if len(self._worst) < _WORST or entry > self._worst[0][:2]:
+            (a, b) = tops
+            found = Difference(position, divergence, window.tokens[at], following, (a, _odds(p[a])), (b, _odds(q[b])))
+            (heapq.heappushpop if len(self._worst) == _WORST else heapq.heappush)(self._worst, (*entry, found))
+
+    def parity(self) -> Parity:
+        """Return the agreement over all rows; raises ``ModelError`` if there were none."""
+        n = self._count
+        if not n:
+            raise ModelError("there are no tokens to compare the models on", "give a longer text")
+        perplexity = None
+        if self._scored:
+            with np.errstate(over="ignore"):
+                one, other = np.exp(self._surprise / self._scored).tolist()
+            perplexity = one, other
+        return Parity(
+            self._kl / n,
+            self._largest,
+            self._same / n,
+            n,
+            None if self._routing is None else self._routing / n,
+            self._common / n,
+            perplexity,
+            tuple(found for *_, found in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)),
+        )
+
+
+def measure(source: Runner, result: Runner, windows: Iterable[Window]) -> Parity:
+    """Return the agreement of two models over windows of a text, which both read block by block."""
+    tally = Tally()
+    for window in windows:
+        at = 0
+        for left, right in zip(source.blocks(window.tokens), result.blocks(window.tokens), strict=True):
+            tally.add(window, left, right, at)
+            at += len(left.logits)
+    return tally.parity()
+
+
+def compare(source: Rows, result: Rows, window: Window | None = None) -> Parity:
+    """Return the parity of the rows for the tokens of ``window``; without it nothing is known of the text."""
+    tally = Tally()
+    tally.add(window or Window([-1] * len(source.logits), [None] * len(source.logits)), source, result)
+    return tally.parity()
 
 
 def kl(source: Array, result: Array) -> NDArray[np.float64]:
     """Return sum_v p_v (log p_v - log q_v) of each row in nats, float64 [rows], where p and q are the rows' softmax."""
-    divergence = np.empty(len(source))
-    for row, (left, right) in enumerate(zip(source, result, strict=True)):
-        p, q = _log_softmax(left), _log_softmax(right)
-        divergence[row] = np.exp(p) @ (p - q)
-    return np.maximum(divergence, 0.0)  # rounding alone can take equal rows below zero
+    return np.array(
+        [_kl(_log_softmax(left), _log_softmax(right)) for left, right in zip(source, result, strict=True)],
+        dtype=np.float64,
+    )
 
 
-def check_tokens(base: Path, vocab: int, limit: int = 320) -> list[int]:
-    """Return the ids of the built-in text in the base's own vocabulary, at most ``limit``.
+def windows_of(ids: Sequence[int], begin: Sequence[int], length: int) -> Iterator[Window]:
+    """Yield a text's ids in windows of at most ``length`` tokens, each with the ids ``begin`` before it, as a model
+    expects them at the beginning of a text.
+    """
+    step = max(length - len(begin), 1)
+    for start in range(0, len(ids), step):
+        tokens = [*begin, *ids[start : start + step]]
+        after = ids[start + step] if start + step < len(ids) else None
+        yield Window(tokens, [*tokens[1:], after], start - len(begin))
+
+
+def check_window(base: Path, vocab: int, limit: int = 320) -> Window:
+    """Return the built-in text as one window of at most ``limit`` tokens, in the ids of the base's own vocabulary.
 
     If the base is no GGUF with a vocabulary or llama.cpp is not installed, the ids are pseudo-random, the same every
-    time.
+    time, and what follows them is not known.
     """
     ids = tokenize(base, TEXT) if base.is_file() else []
-    if len(ids) < 16 or max(ids) >= vocab:
-        ids = np.random.default_rng(20260).integers(0, vocab, size=limit).tolist()
-    return ids[:limit]
+    if len(ids) >= 16 and max(ids) < vocab:
+        return Window(ids[:limit], [*ids[1:], None][:limit])
+    return Window(np.random.default_rng(20260).integers(0, vocab, size=limit).tolist(), [None] * limit)
 
 
 def _log_softmax(row: Array) -> NDArray[np.float64]:
     shifted = row.astype(np.float64) - row.max()
     normal: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return normal
+
+
+def _kl(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
+    divergence = float(np.exp(p) @ (p - q))
+    return 0.0 if divergence < 0 else divergence  # rounding alone can take equal rows below zero
+
+
+def _odds(logarithm: float) -> float:
+    return math.exp(logarithm)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from converters.gguf_model import CORRUPT
 from converters.llamacpp import first, library, listening
+from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError, UsageError
 
 Importance = Mapping[str, NDArray[np.float32]]
@@ -91,6 +92,8 @@ def read_importance(file: Path) -> dict[str, NDArray[np.float32]]:
     try:
         with open(file, "rb") as handle:
             modern = handle.read(4) == b"GGUF"
+        if modern:
+            check_gguf(file)
         found = _from_gguf(file) if modern else _from_dat(file.read_bytes())
     except (*CORRUPT, struct.error, UnicodeError) as error:
         raise ModelError(

@@ -14,9 +14,9 @@ from converters.checkpoint import fingerprint, open_checkpoint
 from converters.decoder import Checkpoint
 from converters.lora import merge
 from converters.output import refuse_existing, staging
-from converters.parity import Parity, check_tokens, compare
-from converters.reference import hidden_states, logits_of
-from converters.session import run_text
+from converters.parity import Parity, check_window, measure
+from converters.reference import ReferenceRunner
+from converters.session import RouterRunner
 from converters.trained import FILE_NAME, Trained, read_trained
 from converters.transformer import build_decoder
 from converters.weights import precision_named, rounded
@@ -40,7 +40,7 @@ def convert_router(
     context: int | None = None,
     vocabulary: str = "",
     force: bool = False,
-    check: bool = True,
+    verify: bool = True,
     *,
     head: str | None = None,
     layers: int = 0,
@@ -53,7 +53,7 @@ def convert_router(
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
     router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
     the metadata. ``head`` is the precision of embedding and head, ``layers`` keeps the first so many of a router that
-    was not trained with fewer, and the ``target`` ``cuda`` computes in float16. With ``check`` the source is evaluated
+    was not trained with fewer, and the ``target`` ``cuda`` computes in float16. With ``verify`` the source is evaluated
     by :mod:`converters.reference` on the same tokens; without it the result is None.
 
     Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
@@ -111,7 +111,7 @@ def convert_router(
         dtype = np.float32 if target == CPU else np.float16
         graph = build_decoder(checkpoint, weights, context, routing, prompt, gate, dtype)
         graph.save(folder / out.name, metadata, "frcli")
-        if not check:
+        if not verify:
             return None
         result = _check(base, checkpoint, folder / out.name, context, routing)
         return result.require(
@@ -122,13 +122,8 @@ def convert_router(
 def _check(
     base: Path, checkpoint: Checkpoint, model: Path, context: int, routing: NDArray[np.float32] | None
 ) -> Parity:
-    tokens = check_tokens(base, checkpoint.config.vocab)[:context]
-    hidden = hidden_states(checkpoint, tokens)
-    expected = logits_of(checkpoint, hidden)
-    outputs = run_text(model, tokens)
-    if routing is None:
-        return compare(expected, outputs["logits"])
-    return compare(expected, outputs["logits"], hidden @ routing.T, outputs["routing"])
+    window = check_window(base, checkpoint.config.vocab, min(320, context))
+    return measure(ReferenceRunner(checkpoint, routing), RouterRunner(model), [window])
 
 
 def _check_together(

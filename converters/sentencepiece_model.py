@@ -7,11 +7,11 @@ model, and whether a space is put before the text. That little is read here, so 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frcli.checks.protobuf import fields
 from frcli.errors import ModelError
 
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3  # fields of the model
@@ -38,13 +38,14 @@ def read_pieces(file: Path) -> tuple[list[Piece], bool]:
     try:
         data = file.read_bytes()
         pieces, prefix, kind = [], True, 1
-        for field, value in _fields(data):
+        value: Any
+        for field, value in fields(data):
             if field == _PIECE:
                 pieces.append(_piece(value))
             elif field == _TRAINER:
-                kind = dict(_fields(value)).get(_MODEL_TYPE, 1)
+                kind = dict(fields(value)).get(_MODEL_TYPE, 1)
             elif field == _NORMALIZER:
-                prefix = bool(dict(_fields(value)).get(_ADD_DUMMY_PREFIX, 1))
+                prefix = bool(dict(fields(value)).get(_ADD_DUMMY_PREFIX, 1))
     except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error) as error:
         raise ModelError(f"cannot read {file}: {error}", "it is damaged: fetch it again") from error
     if not pieces:
@@ -54,39 +55,7 @@ def read_pieces(file: Path) -> tuple[list[Piece], bool]:
     return pieces, prefix
 
 
-def _piece(data: bytes) -> Piece:
-    fields = dict(_fields(data))
-    return Piece(fields[1].decode("utf-8"), struct.unpack("<f", fields.get(2, bytes(4)))[0], int(fields.get(3, 1)))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the value of each field: an int, 4 or 8 bytes, or as many as it says."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        wire = tag & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if wire == 2:
-            size, at = _varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"a field of wire type {wire}")
-        if at + size > len(data):
-            raise ValueError("it ends too soon")
-        yield tag >> 3, data[at : at + size]
-        at += size
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
+def _piece(data: Any) -> Piece:
+    parts: dict[int, Any] = dict(fields(data))
+    score = struct.unpack("<f", parts.get(2, bytes(4)))[0]
+    return Piece(bytes(parts[1]).decode("utf-8"), score, int(parts.get(3, 1)))

@@ -279,8 +279,14 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> Template | None:
             raise ModelError(f"cannot read {file}: {error.strerror}") from error
     template = settings.get("chat_template") or _optional(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
-        return [{"name": str(each["name"]), "template": str(each["template"])} for each in template]
-    return template if isinstance(template, str) else None
+        return [{key: _unicode(each[key]) for key in ("name", "template")} for each in template]
+    return _unicode(template) if isinstance(template, str) else None
+
+
+def _unicode(text: Any) -> str:
+    """The text, if it can be written in UTF-8: JSON can spell halves of characters, which raise ``ValueError``."""
+    str(text).encode("utf-8")
+    return str(text)
 
 
 def _optional(file: Path) -> dict[str, Any]:

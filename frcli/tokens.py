@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from frcli.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from frcli.sandbox import Sandbox
 
 ROLES = ("system", "user", "assistant")
 _MAX_PROMPT = 4_000_000  # characters: far beyond any context, far below the memory of a laptop
@@ -64,18 +64,24 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
-        from jinja2 import TemplateSyntaxError
+        from jinja2 import TemplateError
+
+        from frcli.sandbox import Exhausted
 
         # Templates ask whether tools and documents are none, so they have to be there.
         self._given = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
+        self._sandbox = _sandbox()
         try:
-            self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
+            self._template = self._sandbox.compiled(source)
+        except TemplateError as error:
+            where = f" in line {error.lineno}" if getattr(error, "lineno", None) else ""
             raise BundleError(
-                f"the chat template does not parse: {error.message} in line {error.lineno}", "correct the template"
+                f"the chat template does not parse: {error.message}{where}", "correct the template"
             ) from error
-        except RecursionError as error:
+        except (RecursionError, MemoryError, SyntaxError) as error:  # the last two of Python, for what Jinja made of it
             raise BundleError("the chat template is nested too deeply", "use a plainer template") from error
+        except (Exhausted, ValueError, OverflowError) as error:
+            raise BundleError(f"the chat template cannot be used: {error}", "use a plainer template") from error
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the text of a conversation, ready for ``encode(..., special=True)``.
@@ -86,7 +92,10 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
+        from frcli.sandbox import Exhausted
+
         _check_messages(messages)
+        self._sandbox.refill()
         parts: list[str] = []
         length = 0
         try:
@@ -104,6 +113,8 @@ class ChatTemplate:
                     )
         except _Refused as error:
             raise UsageError(f"the chat template refuses the messages: {error}", "change them as it says") from error
+        except Exhausted as error:
+            raise BundleError(f"the chat template asks for too much: {error}", "use a plainer template") from error
         # Whatever Python raises inside somebody else's template is that template's failure.
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(f"the chat template failed: {error}", "use another template") from error
@@ -116,15 +127,14 @@ class _Refused(Exception):
     """Raised by a template that calls ``raise_exception``."""
 
 
-def _environment() -> Environment:
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+def _sandbox() -> Sandbox:
+    from frcli.sandbox import Sandbox
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    environment.filters["tojson"] = _tojson
-    return environment
+    sandbox = Sandbox()
+    sandbox.globals["raise_exception"] = _raise_exception
+    sandbox.globals["strftime_now"] = _strftime_now
+    sandbox.add_filter("tojson", _tojson)
+    return sandbox
 
 
 def _raise_exception(message: str) -> NoReturn:

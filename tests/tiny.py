@@ -299,7 +299,7 @@ def write_router(
     """Convert a tiny base (and the trained part) to an ONNX router without the parity check, and return ``path``."""
     from converters.router import convert_router
 
-    convert_router(base, path, trained, experts, precision, context, vocabulary, check=False)
+    convert_router(base, path, trained, experts, precision, context, vocabulary, verify=False)
     return path
 
 

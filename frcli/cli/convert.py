@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from frcli.cli import ui
-from frcli.cli.options import Force
-from frcli.errors import UsageError
+from frcli.cli.options import Force, Json
+from frcli.errors import DataError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from converters.verify import Verification
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Turn checkpoints, adapters and routers into what frcli runs."
@@ -59,6 +62,24 @@ Target = Annotated[str, typer.Option("--target", help="cpu, or cuda: computes in
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Most tokens; as the base, at most 8192, if not given.")
 ]
+First = Annotated[Path, typer.Argument(metavar="A", help="The model to compare with.", show_default=False)]
+Second = Annotated[Path, typer.Argument(metavar="B", help="The model to be judged.", show_default=False)]
+Text = Annotated[
+    Path | None, typer.Option("--text", metavar="FILE", help="Text to compare on; a built-in one if not given.")
+]
+AnyBase = Annotated[
+    Path | None, typer.Option("--base", help="Base of an adapter or a trained router.", show_default=False)
+]
+OtherBase = Annotated[Path | None, typer.Option("--base-b", help="Base of B, if not that of A.", show_default=False)]
+TextVocabulary = Annotated[
+    Path | None, typer.Option("--vocab", help="GGUF with the tokenizer of two models without one.", show_default=False)
+]
+Window = Annotated[
+    int | None, typer.Option("--ctx", help="Tokens that are read at once; 512 if not given.", show_default=False)
+]
+MaxKl = Annotated[
+    float | None, typer.Option("--max-kl", min=0, help="Fail if the mean KL in nats is above.", show_default=False)
+]
 
 
 @app.command()
@@ -89,14 +110,17 @@ def expert(
 
 
 @app.command()
-def adapter(src: Source, base: Base, out: Out, dtype: Dtype = "f16", force: Force = False) -> None:
+def adapter(
+    src: Source, base: Base, out: Out, dtype: Dtype = "f16", no_verify: NoVerify = False, force: Force = False
+) -> None:
     """Convert a PEFT LoRA adapter to GGUF, and compare the two on the same tokens."""
     from converters.adapter import convert_adapter
 
     with ui.working(f"converting {src.name}"):
-        parity = convert_adapter(src, base, out, dtype, force=force)
+        parity = convert_adapter(src, base, out, dtype, force=force, verify=not no_verify)
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
-    ui.say(f"parity with {src}: {parity}")
+    if parity:
+        ui.say(f"parity with {src}: {parity}")
 
 
 @app.command()
@@ -110,6 +134,7 @@ def router(
     target: Target = "cpu",
     context: Context = None,
     vocab: Vocabulary = None,
+    no_verify: NoVerify = False,
     force: Force = False,
 ) -> None:
     """Convert a trained router and its base to ONNX, and compare the two on the same tokens."""
@@ -131,6 +156,74 @@ def router(
             head=head,
             layers=layers,
             target=target,
+            verify=not no_verify,
         )
     ui.say(f"{out}: {ui.size(out.stat().st_size)}")
-    ui.say(f"parity with {trained}: {parity}")
+    if parity:
+        ui.say(f"parity with {trained}: {parity}")
+
+
+@app.command()
+def verify(
+    a: First,
+    b: Second,
+    text: Text = None,
+    base: AnyBase = None,
+    base_b: OtherBase = None,
+    vocab: TextVocabulary = None,
+    ctx: Window = None,
+    max_kl: MaxKl = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two models of any form on the same text: KL, top tokens, perplexity, and where they differ most.
+
+    A and B are GGUF files, folders with config.json and safetensors, routers in ONNX, or, with --base, PEFT adapters,
+    GGUF adapters and trained routers. The exit code is 1 if the mean KL is above --max-kl.
+    """
+    from converters.verify import as_json as told
+    from converters.verify import verify as compared
+
+    given = {} if text is None else {"text": _read_text(text)}
+    with ui.working(f"comparing {a.name} and {b.name}"):
+        done = compared(a, b, base=base, result_base=base_b, vocabulary=vocab, window=ctx, **given)
+    if as_json:
+        ui.write_json(told(str(a), str(b), done, max_kl), indent=2)
+    else:
+        _show(done)
+    if max_kl is not None and not done.parity.mean_kl <= max_kl:
+        raise ModelError(f"the mean KL is {done.parity.mean_kl:.2e} nats, and at most {max_kl:g} was asked for")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file} as text: {error}", "give a text file in UTF-8") from error
+
+
+def _show(done: Verification) -> None:
+    parity = done.parity
+    for notice in done.notices:
+        ui.say(f"note: {notice}")
+    rows = {
+        "KL": f"{parity.mean_kl:.3e} nats, at most {parity.max_kl:.3e}",
+        "same top token": f"{parity.top1:.2%}",
+        "top ten in common": f"{parity.top10:.2%}",
+        "perplexity": "{:.5g} and {:.5g}".format(*parity.perplexity) if parity.perplexity else "",
+        "routing KL": "" if parity.routing_kl is None else f"{parity.routing_kl:.3e} nats",
+        "tokens": f"{parity.tokens} in windows of {done.window}",
+    }
+    ui.pairs({name: value for name, value in rows.items() if value})
+    ui.write("\nWhere they differ most:\n")
+    shown = [
+        (
+            str(place.difference.position),
+            f"{place.difference.kl:.2e}",
+            ascii(place.before)[1:-1][-40:],
+            "(end)" if place.following is None else ascii(place.following)[1:-1],
+            f"{ascii(place.source)[1:-1]} {place.difference.source[1]:.0%}",
+            f"{ascii(place.result)[1:-1]} {place.difference.result[1]:.0%}",
+        )
+        for place in done.places
+    ]
+    ui.table(("at", "KL", "text", "next", "A says", "B says"), shown)

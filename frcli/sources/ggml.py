@@ -15,8 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError
-from frcli.sources.llama import check_magic, library
+from frcli.sources.llama import library
 
 _KINDS = {0: "cpu", 1: "gpu", 2: "igpu", 3: "accelerator"}
 
@@ -201,7 +202,7 @@ class Header:
 @contextmanager
 def open_header(path: Path) -> Iterator[Header]:
     """The header of a GGUF file; none of its weights are read. ``ModelError`` for a file that is none, or is cut."""
-    check_magic(path)
+    check_gguf(path)
     call = _functions()
     pointer = call["gguf_init_from_file"](os.fsencode(path), _InitParams(True, None))
     if not pointer:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError
 from frcli.sources.kv_types import KV_TYPES
 from frcli.sources.llama_batch import LlamaBatch
@@ -81,7 +82,7 @@ class LlamaModel:
         self.path, self.simulated = path, simulated
         self._adapters: list[Any] = []
         self._model = None
-        check_magic(path)
+        check_gguf(path)
         lib = self._lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -204,7 +205,7 @@ class LlamaModel:
 
         Raises ``ModelError`` when it cannot be read or was made for another architecture.
         """
-        check_magic(path)
+        check_gguf(path)
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not adapter:
             raise ModelError(f"llama.cpp cannot load the adapter {path}", f"was it made for {self.path.name}?")
@@ -386,14 +387,3 @@ def keep_as(kv_type: str, params: Any, lib: Any) -> None:
     params.type_k = params.type_v = KV_TYPES[kv_type].id
     if KV_TYPES[kv_type].quantized:
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-
-
-def check_magic(path: Path) -> None:
-    """Raise ``ModelError`` unless the file can be read and begins as a GGUF does."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}", "pull the bundle again") from None
-    if magic != b"GGUF":
-        raise ModelError(f"{path} is not a GGUF file", "pull the bundle again")

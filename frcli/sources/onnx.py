@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frcli.bundle import ROUTER_FORMAT
+from frcli.checks.onnx import check_onnx
 from frcli.errors import ModelError
 from frcli.sources.devices import load_cuda
 from frcli.sources.kv import DeviceBuffer, HostBuffer
@@ -254,6 +255,7 @@ class OnnxRouter:
 def _open(path: Path, threads: int, gpu: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"the router {path} does not exist", "make it with frcli models pull")
+    check_onnx(path)
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -100,7 +100,7 @@ def test_the_router_is_the_graph_that_the_converter_makes(tmp_path: Path) -> Non
     base = tiny.write_gguf(tmp_path / "base.gguf", shape)
     trained = tiny.write_trained(tmp_path / "trained.safetensors", shape, EXPERTS, prompt_head=False)
     converted, ours = tmp_path / "converted.onnx", tmp_path / "ours.onnx"
-    convert_router(base, converted, trained, EXPERTS, "int4", context=64, check=False)
+    convert_router(base, converted, trained, EXPERTS, "int4", context=64, verify=False)
     random_llama.write_router(ours, replace(config(shape), context=64), EXPERTS, seed=0)
     theirs, model = onnx.load(converted), onnx.load(ours)
 

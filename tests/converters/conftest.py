@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
+
+sys.path.insert(0, str(Path(__file__).parent))  # for kills
 
 
 @pytest.fixture(scope="session")

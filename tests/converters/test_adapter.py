@@ -9,7 +9,7 @@ import tiny
 
 from converters.adapter import convert_adapter
 from converters.checkpoint import open_checkpoint
-from converters.parity import check_tokens, kl
+from converters.parity import check_window, kl
 from converters.reference import logits
 from frcli.errors import ModelError, OutputError, UsageError
 
@@ -44,7 +44,7 @@ def test_the_adapter_matters(base: Path, peft: Path) -> None:
     from converters.lora import merge, read_peft
 
     checkpoint = open_checkpoint(base)
-    tokens = check_tokens(base, checkpoint.config.vocab, 60)
+    tokens = check_window(base, checkpoint.config.vocab, 60).tokens
     merged = logits(merge(checkpoint, read_peft(peft)), tokens)
     assert kl(merged, llama_logits(base, None, tokens)).mean() > 0.3
 

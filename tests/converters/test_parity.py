@@ -8,8 +8,9 @@ import tiny
 
 from converters.checkpoint import open_checkpoint
 from converters.llamacpp import logits as llama_logits
-from converters.parity import TEXT, Parity, check_tokens, compare, kl
+from converters.parity import TEXT, Parity, check_window, compare, kl
 from converters.reference import logits
+from converters.runner import Rows
 from frcli.errors import ModelError
 
 
@@ -23,14 +24,17 @@ def test_kl_by_hand() -> None:
 def test_compare() -> None:
     source = np.log(np.float32([[1, 1], [1, 3], [1, 3]]))
     result = np.log(np.float32([[3, 1], [1, 3], [3, 1]]))
-    got = compare(source, result, source, result)
+    got = compare(Rows(source, source), Rows(result, result))
     first, last = np.log(4 / 3) / 2, np.log(3) / 2
     assert got.mean_kl == pytest.approx((first + last) / 3, rel=1e-5)
     assert got.max_kl == pytest.approx(last, rel=1e-5)
     assert got.top1 == pytest.approx(2 / 3)
     assert got.tokens == 3
     assert got.routing_kl == pytest.approx(got.mean_kl)
-    assert str(got) == "KL 2.31e-01 (max 5.49e-01) nats, same top token 66.7%, 3 tokens, routing KL 2.31e-01"
+    assert (
+        str(got)
+        == "KL 2.31e-01 (max 5.49e-01) nats, same top token 66.7%, top ten 100.0%, 3 tokens, routing KL 2.31e-01"
+    )
 
 
 @pytest.mark.parametrize("mean", [0.6, float("nan")])
@@ -44,15 +48,15 @@ def test_a_broken_result_is_refused(mean: float) -> None:
 def test_tokens_are_those_of_the_text(base: Path, tmp_path: Path) -> None:
     tokens = tiny.TinyVocabulary().tokens()
     alphabet = {character: byte for byte, character in enumerate(tiny.byte_alphabet())}
-    ids = check_tokens(base, len(tokens), limit=10_000)
+    ids = check_window(base, len(tokens), limit=10_000).tokens
     assert bytes(alphabet[character] for id in ids for character in tokens[id]) == TEXT.encode()
-    assert check_tokens(base, len(tokens), limit=50) == ids[:50]
+    assert check_window(base, len(tokens), limit=50).tokens == ids[:50]
 
 
 def test_tokens_without_a_vocabulary(tmp_path: Path) -> None:
     folder = tiny.write_safetensors(tmp_path)
-    ids = check_tokens(folder, 293, limit=40)
-    assert ids == check_tokens(folder, 293, limit=40)
+    ids = check_window(folder, 293, limit=40).tokens
+    assert ids == check_window(folder, 293, limit=40).tokens
     assert len(ids) == 40 and min(ids) >= 0 and max(ids) < 293 and len(set(ids)) > 20
 
 

@@ -122,7 +122,7 @@ def test_quantized_is_the_dequantized_model(
 
 def test_metadata_and_shared_table(base: Path, trained: Path, tmp_path: Path) -> None:
     path = tmp_path / "r.onnx"
-    convert_router(base, path, trained, ["general", "math"], "int4", 128, "ab" * 32, check=False)
+    convert_router(base, path, trained, ["general", "math"], "int4", 128, "ab" * 32, verify=False)
     model = onnx.load(path)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata.pop("frcli.source") == json.dumps({"base": fingerprint(base), "trained": fingerprint(trained)})
@@ -259,8 +259,7 @@ def test_existing_router(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_result_that_disagrees_is_not_kept(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("converters.router.check_tokens", lambda base, vocab: TOKENS)
-    monkeypatch.setattr("converters.router.hidden_states", lambda source, tokens: np.zeros((64, 64), np.float32))
+    monkeypatch.setattr("converters.reference.hidden_states", lambda source, tokens: np.zeros((64, 64), np.float32))
     with pytest.raises(ModelError, match="does not agree"):
         convert_router(base, tmp_path / "r.onnx", precision="fp32", context=64)
     assert not list(tmp_path.iterdir())

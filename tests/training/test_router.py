@@ -97,7 +97,7 @@ def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(
     file, steps = train(experts, tmp_path / "router", **more)
     assert np.mean([step["fused"] for step in steps[-5:]]) < 0.5 * steps[0]["fused"]
     assert np.mean([step["accepted"] for step in steps[-5:]]) > steps[0]["accepted"]
-    convert_router(experts[0], tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", check=False)
+    convert_router(experts[0], tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", verify=False)
     router = OnnxRouter(tmp_path / "r.onnx", context=64)
     chosen = []
     for example in EXAMPLES:
@@ -193,7 +193,7 @@ def test_a_shallow_router_is_healed_by_its_teacher(
     first, _ = train(experts, tmp_path / "whole")
     teacher = tmp_path / "teacher.onnx"
     names = ("general", "taught")
-    convert_router(experts[0], teacher, first, names, "fp32", 64, "ab", check=False)
+    convert_router(experts[0], teacher, first, names, "fp32", 64, "ab", verify=False)
     with pytest.raises(ModelError, match="another tokenizer"):
         train(experts, tmp_path / "out", teacher=teacher)
     model = LlamaModel(experts[0], vocab_only=True)
@@ -220,7 +220,7 @@ def test_a_shallow_router_is_healed_by_its_teacher(
     assert trained.layers in ((0,), (1,))
     assert {name.split(".")[2] for name in trained.delta} == {"0"}
     out = tmp_path / "r.onnx"
-    convert_router(experts[0], out, file, ("general", "taught"), "fp32", 64, "v", check=True)  # against numpy
+    convert_router(experts[0], out, file, ("general", "taught"), "fp32", 64, "v", verify=True)  # against numpy
     router = OnnxRouter(out, context=64)
     (rows,) = router.extend([Feed(0, EXAMPLES[0].prompt, 1)])
     assert rows.logits.shape == (1, tiny.DEFAULT.vocab)

@@ -1,0 +1,123 @@
+"""How much of a model each quantized type keeps, on real weights.
+
+A GGUF is taken apart to a Hugging Face folder, which ``frcli convert expert`` turns into each type. Each result is
+compared with the file at the beginning, by the measure of ``frcli convert verify``; what that file lost when it was
+quantized itself is not in the figures. The table goes to stdout as Markdown.
+
+    python benchmarks/quant_types.py MODEL.gguf --text FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from taken_apart import take_apart
+
+from converters.expert import convert_expert
+from converters.parity import TEXT, Parity
+from converters.verify import verify
+from frcli.errors import FrcliError
+from frcli.sources.llama import LlamaModel, LlamaSource
+from frcli.sources.source import Feed
+
+TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
+_PROMPT, _STEPS = 64, 64
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A row of the table: the type, the bytes of its file, how far it is from the original, and milliseconds a token
+    takes (None if that was not measured).
+    """
+
+    name: str
+    size: int
+    parity: Parity
+    milliseconds: float | None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="GGUF of a Llama, a Qwen or a Gemma")
+    parser.add_argument("--text", type=Path, help="text in UTF-8 to compare on; a short one is built in")
+    parser.add_argument("--types", nargs="+", default=TYPES, metavar="TYPE", help=f"types to make: {' '.join(TYPES)}")
+    parser.add_argument("--window", type=int, default=512, help="tokens that are read at once")
+    parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp for the speed")
+    parser.add_argument("--no-speed", action="store_true", help="leave the time per token out")
+    arguments = parser.parse_args()
+    try:
+        text = TEXT if arguments.text is None else arguments.text.read_text(encoding="utf-8")
+        with tempfile.TemporaryDirectory() as scratch:
+            threads = 0 if arguments.no_speed else arguments.threads
+            lines = compare_types(arguments.model, Path(scratch), text, arguments.types, arguments.window, threads)
+    except (FrcliError, OSError, UnicodeDecodeError) as error:
+        print(f"quant_types: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(table(lines, arguments.model.stat().st_size, speed=not arguments.no_speed)))
+    return 0
+
+
+def compare_types(
+    model: Path, folder: Path, text: str, types: tuple[str, ...] | list[str], window: int, threads: int
+) -> list[Line]:
+    """Return a line for each type, one file after the other; ``threads`` 0 measures no speed."""
+    source = folder / "source"
+    take_apart(model, source)
+    lines = []
+    for name in types:
+        began = time.monotonic()
+        made = folder / f"{name}.gguf"
+        convert_expert(source, made, name, verify=False)
+        parity = verify(model, made, text, window=window).parity
+        lines.append(Line(name, made.stat().st_size, parity, step_time(made, threads) if threads else None))
+        made.unlink()
+        print(f"{name}: {parity} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+    return lines
+
+
+def step_time(path: Path, threads: int) -> float:
+    """Return the median time in milliseconds that llama.cpp takes for one token behind a prompt of 64."""
+    model = LlamaModel(path)
+    source = LlamaSource(model, context=_PROMPT + _STEPS, threads=threads)
+    times = []
+    try:
+        source.extend([Feed(0, [1 + at % 200 for at in range(_PROMPT)])])
+        for at in range(_STEPS):
+            began = time.perf_counter()
+            source.extend([Feed(0, [1 + at])])
+            times.append(1e3 * (time.perf_counter() - began))
+    finally:
+        source.close()
+        model.close()
+    return statistics.median(times)
+
+
+def table(lines: list[Line], original: int, *, speed: bool) -> list[str]:
+    """Return the lines of the Markdown table; ``original`` is the size in bytes of the file that all are compared
+    with.
+    """
+    header = ["type", "MB", "KL", "largest KL", "same top token", "top ten", "perplexity"]
+    header += ["ms per token"] if speed else []
+    before = lines[0].parity.perplexity if lines else None
+    rows = [header, ["---"] * len(header)]
+    first = ["original", f"{original / 1e6:.0f}", "", "", "", "", f"{before[0]:.3f}" if before else ""]
+    rows.append(first + ([""] if speed else []))
+    for line in lines:
+        parity = line.parity
+        row = [line.name, f"{line.size / 1e6:.0f}", f"{parity.mean_kl:.1e}", f"{parity.max_kl:.1e}"]
+        row += [f"{parity.top1:.1%}", f"{parity.top10:.1%}"]
+        row.append(f"{parity.perplexity[1]:.3f}" if parity.perplexity else "")
+        rows.append(row + ([f"{line.milliseconds:.2f}"] if line.milliseconds is not None else []))
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

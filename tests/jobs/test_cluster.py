@@ -20,6 +20,7 @@ from frcli.errors import BundleError, FrcliError, MissingExtra
 from frcli.jobs.answering import RowAnswers, row_key
 from frcli.jobs.cluster import Cluster
 from frcli.jobs.files import JobFiles
+from frcli.jobs.formats import Row
 from frcli.jobs.run import Answerer, JobResult, Progress, run
 
 SETTINGS = Settings(temperature=0.0, max_tokens=12, threads=1)
@@ -73,7 +74,13 @@ def test_a_node_that_is_lost_costs_no_row(bundle: Bundle, source: Path, tmp_path
                 if len(busy) == 2 and len(nodes.list_all_nodes()) == 2 and state.done > 4:
                     nodes.remove_node(other, allow_graceful=False)
 
-            result = job(source, tmp_path / "out.jsonl", bundle, cluster, progress=lose)
+            def together(rows: Iterator[Row | None]) -> Iterator[Row | None]:
+                """No row before both have opened the bundle: one of them could be done with all by then."""
+                while sum(crew.most > 0 for crew in cluster._crews) < 2:
+                    yield None
+                yield from rows
+
+            result = job(source, tmp_path / "out.jsonl", bundle, lambda rows: cluster(together(rows)), progress=lose)
         assert len(nodes.list_all_nodes()) == 1
     finally:
         ray.shutdown()

@@ -21,9 +21,12 @@ class Screen:
 
     def __init__(self, folder: Path, arguments: tuple[str, ...], environ: Mapping[str, str]) -> None:
         self._socket, self._environ = folder / "socket", dict(environ)
+        self._code = folder / "code"
         settings = folder / "tmux.conf"
         settings.write_text("set -g remain-on-exit on\nset -g history-limit 20000\n")
-        program = [sys.executable, "-m", "frcli", *arguments]
+        # tmux 3.3 may never learn a program's exit code; a shell that outlives Ctrl-C does.
+        shell = ["sh", "-c", 'trap : INT; "$@"; echo $? > "$0"', str(self._code)]
+        program = [*shell, sys.executable, "-m", "frcli", *arguments]
         self._run("-f", str(settings), "new-session", "-d", "-x", "80", "-y", "24", "--", *program)
 
     def _run(self, *command: str, given: str | None = None) -> str:
@@ -81,7 +84,7 @@ class Screen:
     def end(self, seconds: float = 120) -> int:
         """Wait until the program has ended and return its exit code."""
         end = time.monotonic() + seconds
-        while not (status := self._run("display-message", "-p", "#{pane_dead_status}").strip()):
+        while not (self._code.exists() and (status := self._code.read_text()).endswith("\n")):
             if time.monotonic() > end:
                 pytest.fail(f"it does not end:\n{self.shown()}")
             time.sleep(0.05)

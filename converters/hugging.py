@@ -146,7 +146,7 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise ModelError(f"{index} has no weight_map", "fetch the checkpoint again")
     for name, file in weight_map.items():
-        if Path(file).name != file:
+        if Path(file).name != file or not file.isprintable():
             raise ModelError(f"{index} names the file {file!r} outside its folder", "fetch the checkpoint again")
         yield name, path / file
 

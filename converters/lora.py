@@ -155,7 +155,7 @@ def _rank_and_scale(folder: Path, config: Mapping[str, Any], module: str) -> tup
     try:
         rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
-    except (KeyError, TypeError, ValueError, re.error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
         raise ModelError(f"{folder}/adapter_config.json has no usable r and lora_alpha: {error}") from error
     if rank < 1 or not math.isfinite(alpha):
         raise ModelError(f"{folder}/adapter_config.json has r={rank} and lora_alpha={alpha} for {module}")

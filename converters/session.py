@@ -33,7 +33,7 @@ class RouterSession:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has no public base class for its errors
-            raise ModelError(f"ONNX Runtime cannot load {path}: {error}") from error
+            raise ModelError(f"ONNX Runtime cannot load {path}: {' '.join(str(error).split())}") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         if self.metadata.get("frcli.format") != ROUTER_FORMAT:
             raise ModelError(f"{path} is not a router of format {ROUTER_FORMAT}", "make it with frcli convert router")
@@ -83,7 +83,7 @@ class RouterSession:
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
-            raise ModelError(f"ONNX Runtime failed: {error}") from error
+            raise ModelError(f"ONNX Runtime failed: {' '.join(str(error).split())}") from error
         # Outputs come back in the order in which they were bound: the cache first, then these.
         values = self._binding.get_outputs()[len(self._cache) :]
         return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}

@@ -110,7 +110,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                     raise Exhausted("it counts too far")
                 characters += 20
             elif isinstance(value, Namespace):
-                waiting += vars(value).values()
+                waiting += object.__getattribute__(value, "_Namespace__attrs").values()  # it hides all else
             elif isinstance(value, Mapping):
                 self._pay(len(value))
                 waiting += [*value.keys(), *value.values()]
@@ -189,7 +189,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif name == "format" and isinstance(args[0], str) and _SPEC.search(args[0]):
             raise SecurityError("a text is formatted by widths")
         elif name == "sum" and any(not isinstance(value, (int, float, str)) for value in rest):
-            raise SecurityError("sum adds up something else than numbers")
+            raise SecurityError("sum adds up other than numbers")
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Do what an operator of arithmetic does, if the result is not too large."""

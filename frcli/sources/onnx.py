@@ -202,7 +202,8 @@ class OnnxRouter:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime raises bare pybind exceptions of many names
-            raise ModelError(f"the router {self.path.name} failed to read {tokens.size} tokens: {error}") from None
+            reason = " ".join(str(error).split())
+            raise ModelError(f"the router {self.path.name} failed to read {tokens.size} tokens: {reason}") from None
 
     def _binding(self, first: int, many: int, n: int, rows: int, at: int) -> Any:
         key = first, many

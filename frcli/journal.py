@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,7 +21,7 @@ class Journal:
     """A file of JSON lines, each with a ``key``; the last line of a key counts. Memory does not grow with it.
 
     A last line that was torn is cut off when it is opened. The operating system locks the file for this process, and
-    lets it go however the process ends. Without a path nothing outlives it. Raises ``OutputError`` for a file that
+    lets it go however the process ends. Without a path it is kept in memory. Raises ``OutputError`` for a file that
     cannot be used, or that another process is using.
     """
 
@@ -32,7 +31,7 @@ class Journal:
         self._places = DiskMap()  # where the line of a key begins, and its length
         self._file: Any = None
         try:
-            self._file = _locked(path) if path else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            self._file = _locked(path) if path else io.BytesIO()
             if path:
                 self._scan()
         except BlockingIOError:
@@ -88,8 +87,7 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
             if isinstance(error, OSError):
-                name = self.path or "a temporary file"
-                raise OutputError(f"cannot write {name}: {_reason(error)}", "make room, then go on") from None
+                raise OutputError(f"cannot write {self.path}: {_reason(error)}", "make room, then go on") from None
             raise
         self._places.set(key, self._end, len(line))
         self._end += len(line)

@@ -12,12 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set, ValuesView
 from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.runtime import LoopContext, Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, pass_context
 
 _STEPS = 2_000_000  # a second or two at most; a conversation of a thousand turns takes a tenth of it
@@ -38,6 +39,8 @@ _METHODS = frozenset(
 _DROPPED = ("center", "pprint", "random", "urlize", "wordwrap", "xmlattr")
 _SPEC = re.compile(r"\{[^{}]*:|%[^a-zA-Z%]*(?:\*|\d{4,})")
 _ROUNDS, _WEIGHED, _KEY, _TEXT = "(rounds)", "(weighed)", "(key)", "(text)"  # names that no template can write
+
+_Function = Callable[..., Any]
 
 
 class Exhausted(Exception):
@@ -61,7 +64,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in _DROPPED:
             self.filters.pop(name, None)
         self.filters = {name: self._metered(name, function) for name, function in self.filters.items()}
-        self.tests = {name: self._metered(name, function) for name, function in self.tests.items()}
+        self.tests = {name: self._metered(name, cast(_Function, function)) for name, function in self.tests.items()}
         self.filters |= {_ROUNDS: self._rounds, _WEIGHED: self._weighed, _KEY: self._key, _TEXT: self._joined}
         self._whole = 1
         self._data = 0
@@ -267,7 +270,8 @@ def _rewritten(tree: nodes.Template) -> nodes.Template:
     for pair in list(tree.find_all(nodes.Pair)):
         pair.key = _filter(pair.key, _KEY)
     _join(tree)
-    tree.set_environment(tree.environment)
+    if tree.environment is not None:
+        tree.set_environment(tree.environment)
     return tree
 
 
@@ -286,5 +290,5 @@ def _concatenation(node: nodes.Concat) -> nodes.Filter:
     return _filter(nodes.List(node.nodes, lineno=node.lineno), _TEXT)
 
 
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
-    return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)
+def _filter(node: nodes.Node, name: str, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(cast(nodes.Expr, node), name, list(args), [], None, None, lineno=node.lineno)

@@ -114,8 +114,8 @@ class Transcript:
             self._first,
             time.perf_counter() - self._began,
             self._calls,
-            self._proposed,
-            self._accepted,
+            proposed=self._proposed,
+            accepted=self._accepted,
         )
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from frcli.bundle import Artifact, Bundle, RouterTable
 from frcli.errors import ModelError, OutputError
 
@@ -83,7 +85,7 @@ def restrict_router(source: Path, out: Path, kept: Sequence[int], experts: Seque
     Raises ``ModelError`` when ``source`` is no router and ``OutputError`` when ``out`` cannot be written.
     """
     import onnx
-    from onnx import TensorProto, helper
+    from onnx import helper, numpy_helper
 
     model: Any = onnx.load(str(source))
     graph = model.graph
@@ -92,18 +94,18 @@ def restrict_router(source: Path, out: Path, kept: Sequence[int], experts: Seque
     if routing is None or maker is None:
         raise ModelError(f"{source} has no routing weights", "make it again with frcli convert router")
     maker.output[list(maker.output).index("routing")] = "bench.all"
-    more = len(experts) - len(kept)
+    width, total = len(experts), routing.type.tensor_type.shape.dim[1].dim_value
+    picked, never = np.zeros((total, width), np.float32), np.zeros(width, np.float32)
+    picked[list(kept), range(len(kept))] = 1
+    never[len(kept) :] = NEVER
+    # Only operators that routers have, and raw numbers: what else there may be is refused when the file is opened.
     graph.initializer.extend(
-        [
-            helper.make_tensor("bench.kept", TensorProto.INT64, [len(kept)], list(kept)),
-            helper.make_tensor("bench.pads", TensorProto.INT64, [4], [0, 0, 0, more]),
-            helper.make_tensor("bench.never", TensorProto.FLOAT, [], [NEVER]),
-        ]
+        numpy_helper.from_array(values, name) for name, values in (("bench.kept", picked), ("bench.never", never))
     )
     graph.node.extend(
         [
-            helper.make_node("Gather", ["bench.all", "bench.kept"], ["bench.some"], axis=1),
-            helper.make_node("Pad", ["bench.some", "bench.pads", "bench.never"], ["routing"], mode="constant"),
+            helper.make_node("MatMul", ["bench.all", "bench.kept"], ["bench.some"]),
+            helper.make_node("Add", ["bench.some", "bench.never"], ["routing"]),
         ]
     )
     routing.type.tensor_type.shape.dim[1].dim_value = len(experts)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-COUNT = 2000 if os.environ.get("FRCLI_TEST_ALL") == "1" else 12
+COUNT = 200 if os.environ.get("FRCLI_TEST_ALL") == "1" else 12
 
 
 def test_no_changed_file_crashes_or_hangs_a_reader() -> None:

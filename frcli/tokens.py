@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from frcli.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from frcli.sandbox import Sandbox
+    from frcli.jinja import Sandbox
 
 ROLES = ("system", "user", "assistant")
 _MAX_PROMPT = 4_000_000  # characters: far beyond any context, far below the memory of a laptop
@@ -66,7 +66,7 @@ class ChatTemplate:
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
         from jinja2 import TemplateError
 
-        from frcli.sandbox import Exhausted
+        from frcli.jinja import Exhausted
 
         # Templates ask whether tools and documents are none, so they have to be there.
         self._given = {"bos_token": bos, "eos_token": eos, "tools": None, "documents": None}
@@ -93,7 +93,7 @@ class ChatTemplate:
         """
         from jinja2 import TemplateError
 
-        from frcli.sandbox import Exhausted
+        from frcli.jinja import Exhausted
 
         _check_messages(messages)
         self._sandbox.refill()
@@ -129,7 +129,7 @@ class _Refused(Exception):
 
 
 def _sandbox() -> Sandbox:
-    from frcli.sandbox import Sandbox
+    from frcli.jinja import Sandbox
 
     sandbox = Sandbox()
     sandbox.globals["raise_exception"] = _raise_exception

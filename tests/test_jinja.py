@@ -80,7 +80,7 @@ ESCAPES = (
 @pytest.mark.parametrize("name", HUGE)
 def test_a_template_that_wants_too_much_is_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if name != "loops in loops":  # one with the real bound, and the others in less time
-        monkeypatch.setattr("frcli.sandbox._STEPS", 200_000)
+        monkeypatch.setattr("frcli.jinja._STEPS", 200_000)
     with pytest.raises(BundleError) as caught:
         ChatTemplate(HUGE[name]).render([{"role": "user", "content": "x"}])
     assert re.search(

@@ -154,6 +154,7 @@ def write_router(path: Path, config: DecoderConfig, experts: Sequence[str], seed
         "frcli.vocabulary": "",
         "frcli.context": str(config.context),
         "frcli.precision": PRECISION.name,
+        "frcli.target": "cpu",
         "frcli.source": json.dumps({"seed": seed}),
         "frcli.layers": str(config.layers),
         "frcli.kv_heads": str(config.kv_heads),

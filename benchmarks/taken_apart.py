@@ -190,7 +190,7 @@ def _byte_level(
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
-            "vocab": {text: number for number, (text, kind) in kinds if kind not in (*named, UNUSED)},
+            "vocab": {text: number for number, (text, kind) in kinds if kind != UNUSED},
             "merges": merges,
         },
     }

@@ -190,5 +190,5 @@ def test_a_damaged_file_is_named(frcli: Run, trio: Bundle, tmp_path: Path) -> No
     (folder / "base.gguf").write_bytes(trio.base().path.read_bytes()[:5000])
     ran = frcli("chat", folder, "-p", "x")
     assert ran.code == 1
-    assert f"llama.cpp cannot load {folder / 'base.gguf'}" in ran.err
+    assert f"cannot read {folder / 'base.gguf'} as GGUF" in ran.err
     assert ran.err.count("\n") == 1

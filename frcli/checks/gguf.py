@@ -93,7 +93,9 @@ def check_gguf(path: Path) -> Head:
                     _check_adapter(head)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}", "give the name of a GGUF file") from error
-    except (_Broken, struct.error, ValueError, OverflowError) as error:
+    except struct.error:
+        raise ModelError(f"cannot read {path} as GGUF: it ends too soon", _HINT) from None
+    except (_Broken, ValueError, OverflowError) as error:
         raise ModelError(f"cannot read {path} as GGUF: {error}", _HINT) from error
     return head
 

@@ -109,7 +109,6 @@ class LlamaModelIn32:
 
         def precise() -> Any:
             parameters = default()
-            parameters.type_k = parameters.type_v = llama_cpp.GGML_TYPE_F32
             parameters.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             return parameters
 
@@ -117,7 +116,7 @@ class LlamaModelIn32:
         self._model = LlamaModel(path)
 
     def __enter__(self) -> LlamaSource:
-        self._source = LlamaSource(self._model, context=256, max_rows=128)
+        self._source = LlamaSource(self._model, context=256, max_rows=128, kv_type="f32")
         return self._source
 
     def __exit__(self, *_: object) -> None:

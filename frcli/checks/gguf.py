@@ -12,6 +12,7 @@ import mmap
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def check_gguf(path: Path) -> Head:
     Raises ``ModelError`` for a file that is missing, is no GGUF, is cut short, or says what would end or hang the
     process.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}", "give the name of a GGUF file") from error
+    return _checked(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # a file is looked at when its memory is planned, and again when it is loaded
+def _checked(path: Path, _size: int, _changed: int) -> Head:
     try:
         with open(path, "rb") as file:
             start = file.read(4)

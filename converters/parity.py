@@ -134,7 +134,7 @@ class Tally:
         following = window.following[at]
         tops = int(left.argmax()), int(right.argmax())
         best = min(_TOP, len(left))
-        common = np.intersect1d(*(np.argpartition(row, -best)[-best:] for row in (left, right)))
+        common = np.intersect1d(np.argpartition(left, -best)[-best:], np.argpartition(right, -best)[-best:])
         self._count += 1
         self._kl += divergence
         self._largest = float(np.maximum(divergence, self._largest))  # which keeps NaN

@@ -267,7 +267,6 @@ def _rewritten(tree: nodes.Template) -> nodes.Template:
     for pair in list(tree.find_all(nodes.Pair)):
         pair.key = _filter(pair.key, _KEY)
     _join(tree)
-    tree.set_environment(tree.environment)
     return tree
 
 
@@ -286,5 +285,5 @@ def _concatenation(node: nodes.Concat) -> nodes.Filter:
     return _filter(nodes.List(node.nodes, lineno=node.lineno), _TEXT)
 
 
-def _filter(node: nodes.Expr, name: str, *args: nodes.Expr) -> nodes.Filter:
+def _filter(node: Any, name: str, *args: nodes.Expr) -> nodes.Filter:
     return nodes.Filter(node, name, list(args), [], None, None, lineno=node.lineno)

@@ -74,7 +74,8 @@ class ChatTemplate:
         try:
             self._template = self._sandbox.compiled(source)
         except TemplateError as error:
-            where = f" in line {error.lineno}" if getattr(error, "lineno", None) else ""
+            line = getattr(error, "lineno", None)
+            where = f" in line {line}" if line else ""
             raise BundleError(
                 f"the chat template does not parse: {error.message}{where}", "correct the template"
             ) from error

@@ -37,7 +37,8 @@ def read_pieces(file: Path) -> tuple[list[Piece], bool]:
     """
     try:
         data = file.read_bytes()
-        pieces, prefix, kind = [], True, 1
+        kind: Any = 1
+        pieces, prefix = [], True
         value: Any
         for field, value in fields(data):
             if field == _PIECE:

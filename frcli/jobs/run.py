@@ -215,7 +215,7 @@ class _Job:
 
     def _have(self, place: int, row: Row, key: str) -> bool:
         """Whether the journal has the row; what it has is written when its turn comes."""
-        entry = self._journal.get(key) if self._journal else None
+        entry = None if self._journal is None else self._journal.get(key)
         if entry is None or (entry["tokens"] is None and self._options.retry_failed):
             return False
         self._waiting[place] = _Finished(None, key, None if row.named else row.line)

@@ -261,7 +261,11 @@ with JobFiles(Path(sys.argv[1]), Path(sys.argv[2])) as files:
     try:
         run(files, answers, key, model="m", limit=int(sys.argv[3]) or None)
     finally:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        try:  # what getrusage says begins at what the process had that started this one
+            lines = Path("/proc/self/status").read_text().splitlines()
+            print(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+        except OSError:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 

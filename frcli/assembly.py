@@ -211,9 +211,9 @@ def _compare(pieces: Sequence[Piece], notes: list[str]) -> tuple[str, dict[str, 
             if difference := explain_difference("the base", texts, role, other.texts()):
                 raise BundleError(difference, "all models must share the base's tokenizer")
             notes += [
-                f"{role}: its {what} is {_shown(found)}, the base's is {_shown(manner[what])}, which is what counts"
+                f"{role}: its {what} is {_shown(found, own)}, the base's is {_shown(own, found)}, which is what counts"
                 for what, found in _manner(other).items()
-                if found != manner[what]
+                if found != (own := manner[what])
             ]
     return vocabulary_hash(texts), kinds
 
@@ -223,8 +223,10 @@ def _manner(model: LlamaModel) -> dict[str, str]:
     return {"beginning token": model.bos, "end token": model.eos, "chat template": model.chat_template or ""}
 
 
-def _shown(text: str) -> str:
-    return ascii(text)[:60] if text else "missing"
+def _shown(text: str, other: str) -> str:
+    """The text from where it differs from the other one, a few characters before included."""
+    begin = max(0, len(os.path.commonprefix([text, other])) - 20)
+    return f"{'...' if begin else ''}{ascii(text[begin : begin + 60])}" if text else "missing"
 
 
 def _check_adapter(path: Path, base: Path) -> None:

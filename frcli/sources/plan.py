@@ -16,7 +16,7 @@ from frcli.fusion.policy import ROUTER, Policy
 from frcli.sources.devices import AUTO, CPU, Device, devices
 from frcli.sources.ggml import repacked_types
 from frcli.sources.kv_types import check_kv_type
-from frcli.sources.needs import Demand, ModelNeed, Running, compute_bytes, demand, kv_bytes
+from frcli.sources.needs import VOCABULARY, Demand, ModelNeed, Running, compute_bytes, demand, kv_bytes
 
 _RESERVE = 512 << 20  # left free on a GPU for its driver, the screen, and what the formulas miss
 
@@ -209,6 +209,7 @@ def _shares(model: ModelNeed, placement: Placement, running: Running, places: Se
             mapped = sum(packed[layer] for layer in layers)
             if begin == end:  # what it hands on to the GPUs: the tokens' embeddings and the mask
                 buffers = contexts * running.tokens * (4 * shape.hidden + 2 * running.cells)
+            buffers += VOCABULARY * shape.vocab
         if end > count:
             weights += shape.head
             if device.kind != CPU:

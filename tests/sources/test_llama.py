@@ -40,7 +40,8 @@ def close(a: Logits, b: Logits) -> None:
     """Attention reads an f16 cache, in an order that the call's shape decides; a wrong token moves logits by more than
     0.5.
     """
-    np.testing.assert_allclose(a, b, atol=3e-3, rtol=0)
+    # The sums of attention in 16 bits depend on the processor: 3.5e-3 was seen with AVX2, less with AVX-512.
+    np.testing.assert_allclose(a, b, atol=1e-2, rtol=0)
 
 
 def test_one_by_one_in_pieces_and_at_once_agree(model: LlamaModel) -> None:

@@ -89,7 +89,7 @@ def test_a_header_that_is_none(tmp_path: Path) -> None:
         read_shape(adapter)
     whole = tiny.write_gguf(tmp_path / "m.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[:200])
-    with pytest.raises(ModelError, match="cannot read the header"):
+    with pytest.raises(ModelError, match="cannot read .* as GGUF"):
         read_shape(tmp_path / "cut.gguf")
 
 

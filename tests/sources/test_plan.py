@@ -218,7 +218,7 @@ def test_each_kind_of_remedy() -> None:
         return [remedy.change for remedy in remedies(make_plan(needed, running, devices, layers), layers)]
 
     assert "--kv-type q8_0" in changes(team(), Running(16384), host(12.5))
-    assert "its models in Q5_K_M" in changes(team("Q8_0"), Running(2048), host(9))
+    assert "its models in Q5_K_M" in changes(team("Q8_0"), Running(2048), host(9.1))
     assert "--parallel 2" in changes(team(), Running(4096, sequences=8), host(12.5))
     assert "1 of its 3 experts" in changes(team(), Running(8192), host(9.3))
     assert "--gpu-layers auto" in changes(team(), Running(2048), host(16), gpu(4, onnx=False), layers=-1)

@@ -31,7 +31,8 @@ engine = Engine(read_bundle(name), Options(threads=1, draft="off", **options))
 tokens = [3 + number % 200 for number in range(engine.context)]
 for source in [engine.expert(each) for each in engine.bundle.experts] + [engine.router] * bool(engine.router):
     source.extend([Feed(0, tokens)])
-print(json.dumps([resident_memory() - before, engine.plan.resident]))
+mapped = sum(share.mapped for share in engine.plan.shares)
+print(json.dumps([resident_memory() - before, engine.plan.resident, mapped]))
 """
 SHAPE = tiny.TinyShape(hidden=512, layers=6, heads=8, kv_heads=8, intermediate=1408, context=8192)
 
@@ -40,8 +41,9 @@ def check(name: str, **options: object) -> None:
     command = [sys.executable, "-c", MEASURE, name, json.dumps(options)]
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
     assert ran.returncode == 0, ran.stderr
-    taken, planned = json.loads(ran.stdout)
-    assert abs(planned / taken - 1) < 0.1, (planned, taken)
+    taken, planned, mapped = json.loads(ran.stdout)
+    # Pages of weights that were laid out anew are read no more, and the system may have taken them back.
+    assert (planned - mapped) * 0.9 < taken < planned * 1.1, (planned, mapped, taken)
 
 
 @pytest.mark.bundle

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -29,19 +29,19 @@ from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.source import Feed
 
 TYPES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
-_PROMPT, _STEPS = 64, 64
+_PROMPT, _STEPS, _ROUNDS = 64, 64, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A row of the table: the type, the bytes of its file, how far it is from the original, and milliseconds a token
-    takes (None if that was not measured).
+    """A row of the table: the type, the bytes of its file, how far it is from the original (None for the original), and
+    milliseconds a token takes (None if that was not measured).
     """
 
     name: str
     size: int
-    parity: Parity
-    milliseconds: float | None
+    parity: Parity | None = None
+    milliseconds: float | None = None
 
 
 def main() -> int:
@@ -61,26 +61,30 @@ def main() -> int:
     except (FrcliError, OSError, UnicodeDecodeError) as error:
         print(f"quant_types: {error}", file=sys.stderr)
         return 1
-    print("\n".join(table(lines, arguments.model.stat().st_size, speed=not arguments.no_speed)))
+    print("\n".join(table(lines)))
     return 0
 
 
 def compare_types(
     model: Path, folder: Path, text: str, types: tuple[str, ...] | list[str], window: int, threads: int
 ) -> list[Line]:
-    """Return a line for each type, one file after the other; ``threads`` 0 measures no speed."""
+    """Return a line for the original and one for each type; ``threads`` 0 measures no speed."""
     source = folder / "source"
     take_apart(model, source)
-    lines = []
+    lines, files = [Line("original", model.stat().st_size)], [model]
     for name in types:
         began = time.monotonic()
         made = folder / f"{name}.gguf"
         convert_expert(source, made, name, verify=False)
         parity = verify(model, made, text, window=window).parity
-        lines.append(Line(name, made.stat().st_size, parity, step_time(made, threads) if threads else None))
-        made.unlink()
+        lines.append(Line(name, made.stat().st_size, parity))
+        files.append(made)
         print(f"{name}: {parity} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
-    return lines
+    if not threads:
+        return lines
+    rounds = [[step_time(file, threads) for file in files] for _ in range(_ROUNDS)]  # in turns: machines drift
+    medians = map(statistics.median, zip(*rounds, strict=True))
+    return [replace(line, milliseconds=each) for line, each in zip(lines, medians, strict=True)]
 
 
 def step_time(path: Path, threads: int) -> float:
@@ -100,21 +104,20 @@ def step_time(path: Path, threads: int) -> float:
     return statistics.median(times)
 
 
-def table(lines: list[Line], original: int, *, speed: bool) -> list[str]:
-    """Return the lines of the Markdown table; ``original`` is the size in bytes of the file that all are compared
-    with.
-    """
+def table(lines: list[Line]) -> list[str]:
+    """Return the lines of the Markdown table, the original first."""
+    speed = lines[0].milliseconds is not None
     header = ["type", "MB", "KL", "largest KL", "same top token", "top ten", "perplexity"]
-    header += ["ms per token"] if speed else []
-    before = lines[0].parity.perplexity if lines else None
-    rows = [header, ["---"] * len(header)]
-    first = ["original", f"{original / 1e6:.0f}", "", "", "", "", f"{before[0]:.3f}" if before else ""]
-    rows.append(first + ([""] if speed else []))
+    rows = [header + ["ms per token"] * speed, ["---"] * (len(header) + speed)]
     for line in lines:
         parity = line.parity
-        row = [line.name, f"{line.size / 1e6:.0f}", f"{parity.mean_kl:.1e}", f"{parity.max_kl:.1e}"]
-        row += [f"{parity.top1:.1%}", f"{parity.top10:.1%}"]
-        row.append(f"{parity.perplexity[1]:.3f}" if parity.perplexity else "")
+        row = [line.name, f"{line.size / 1e6:.0f}"]
+        if parity is None:
+            before = lines[1].parity.perplexity if len(lines) > 1 and lines[1].parity else None
+            row += [*[""] * 4, f"{before[0]:.3f}" if before else ""]
+        else:
+            row += [f"{parity.mean_kl:.1e}", f"{parity.max_kl:.1e}", f"{parity.top1:.1%}", f"{parity.top10:.1%}"]
+            row.append(f"{parity.perplexity[1]:.3f}" if parity.perplexity else "")
         rows.append(row + ([f"{line.milliseconds:.2f}"] if line.milliseconds is not None else []))
     return [f"| {' | '.join(row)} |" for row in rows]
 

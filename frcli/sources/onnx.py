@@ -272,7 +272,9 @@ def _open(path: Path, threads: int, gpu: bool) -> Any:
         load_cuda()
     try:
         providers = [each for each in (_CUDA_PROVIDER,) if gpu and each in ort.get_available_providers()]
-        return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+        # Falling back from the processor to the processor would only print a second reason, on stdout.
+        more = {} if providers else {"enable_fallback": 0}
+        return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"], **more)
     except Exception as error:  # onnxruntime raises bare pybind exceptions of many names
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(

@@ -81,6 +81,7 @@ def test_a_killed_run_is_gone_on_with_by_the_next(tmp_path: Path, hub: Hub) -> N
     manifest = f'format = 1\nname = "b"\n[base]\nfile = "m.gguf"\nsource = "hf:{REPO}/model.gguf"\n[experts.general]\n'
     (folder / "bundle.toml").write_text(manifest)
     environ = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path / "hub-cache")}
+    environ.pop("HF_HUB_OFFLINE", None)  # which trainings set for their own process
     command = [sys.executable, "-m", "frcli", "models", "pull", str(folder)]
     digest = hashlib.sha256(BIG).hexdigest()
     hub.stalls[digest] = [CHUNK + 1000]

@@ -95,6 +95,8 @@ def read_importance(file: Path) -> dict[str, NDArray[np.float32]]:
         if modern:
             check_gguf(file)
         found = _from_gguf(file) if modern else _from_dat(file.read_bytes())
+    except ModelError as error:
+        raise ModelError(error.what, "make it with llama-imatrix") from error
     except (*CORRUPT, struct.error, UnicodeError) as error:
         raise ModelError(
             f"cannot read {file} as an importance matrix: {error}", "make it with llama-imatrix"

@@ -145,17 +145,17 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "field", "message"),
+    ("architecture", "fields", "message"),
     [
-        ("gpt2", None, "'gpt2'"),
-        ("llama", ("llama.expert_count", 8), "mixture of experts"),
-        ("llama", ("split.count", 2), "split GGUF"),
-        ("llama", None, "lacks"),
+        ("gpt2", {}, "'gpt2'"),
+        ("llama", {"llama.expert_count": 8, "llama.expert_used_count": 2}, "mixture of experts"),
+        ("llama", {"split.count": 2}, "split GGUF"),
+        ("llama", {}, "lacks"),
     ],
 )
-def test_refused_ggufs(architecture: str, field: tuple[str, int] | None, message: str, tmp_path: Path) -> None:
+def test_refused_ggufs(architecture: str, fields: dict[str, int], message: str, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "other.gguf", architecture)
-    if field:
+    for field in fields.items():
         writer.add_uint32(*field)
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
     writer.write_header_to_file()

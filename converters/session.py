@@ -31,7 +31,9 @@ class RouterSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         check_onnx(path)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # ONNX Runtime has no public base class for its errors
             raise ModelError(f"ONNX Runtime cannot load {path}: {' '.join(str(error).split())}") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map

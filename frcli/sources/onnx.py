@@ -269,7 +269,10 @@ def _open(path: Path, threads: int, gpu: bool) -> Any:
     options.log_severity_level = 3
     try:
         providers = [each for each in (_CUDA_PROVIDER,) if gpu and each in ort.get_available_providers()]
-        return ort.InferenceSession(str(path), options, providers=[*providers, "CPUExecutionProvider"])
+        # From the CPU alone it falls back to the same once more, and says so on stdout.
+        return ort.InferenceSession(
+            str(path), options, providers=[*providers, "CPUExecutionProvider"], enable_fallback=len(providers)
+        )
     except Exception as error:  # onnxruntime raises bare pybind exceptions of many names
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(

@@ -448,6 +448,7 @@ def _work(reader: Reader, original: bytes, numbers: Sequence[int], seed: int, si
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)  # where some libraries write, too
         os.dup2(nothing.fileno(), 2)
     for number in numbers:
         # A new file each time: memory may still be mapped to the one before.

@@ -87,6 +87,8 @@ def _operator(view: memoryview) -> str:
     for number, value in fields(view):
         if number == 4:
             name = _text(value)
+        elif number in (1, 2, 3, 7):
+            _text(value)  # names that are no UTF-8 make ONNX Runtime write to the terminal
         elif number == 5 and any(inner in (5, 6, 10, 11) for inner, _ in fields(_message(value))):
             raise ValueError("a node has a graph or weights of its own")
     if name not in OPERATORS:

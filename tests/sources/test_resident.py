@@ -66,7 +66,7 @@ def test_adapters_on_one_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_models_of_their_own_that_are_laid_out_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRCLI_CACHE", str(tmp_path / "cache"))
     for seed, name in enumerate(("base", "math")):
-        wide = replace(SHAPE, layers=8, hidden=768, heads=12, kv_heads=4, intermediate=2048)
+        wide = replace(SHAPE, kv_heads=4)
         tiny.write_gguf(tmp_path / f"{name}.gguf", wide, seed, quantization="Q4_0")
     experts = '[experts.general]\n[experts.math]\nfile = "math.gguf"\n'
     (tmp_path / "bundle.toml").write_text(f'format = 1\nname = "b"\n[base]\nfile = "base.gguf"\n{experts}')

@@ -229,21 +229,39 @@ def compare_policies(
 
 @app.command("report")
 def report(
-    numbers: Annotated[Path, typer.Argument(metavar="JSON", help="What eval compare has written.")],
+    numbers: Annotated[
+        list[Path],
+        typer.Argument(metavar="JSON...", help="What eval compare has written; several are put into one table."),
+    ],
+    against: Annotated[
+        str,
+        typer.Option(metavar="POLICY", help="Differences are from this one; not given: as in the first JSON."),
+    ] = "",
     out: Outs = None,
     force: Force = False,
 ) -> None:
-    """Write a comparison again from its JSON, as Markdown or HTML."""
+    """Write comparisons again from their JSON, as Markdown, HTML or one JSON.
+
+    Several are joined if they asked the same items of the same bundle; a policy that is in two counts as in the last.
+    """
     from frcli.errors import DataError
+    from frcli.evaluation.joining import join
 
     outs = list(out or ())
     _check_outs(outs, force)
+    documents = []
+    for path in numbers:
+        try:
+            documents.append(json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}", "give the JSON of eval compare") from None
+        except ValueError as error:
+            raise DataError(f"{path} is no comparison: {error!r}", "give the JSON of eval compare") from None
     try:
-        _write_all(json.loads(numbers.read_text(encoding="utf-8")), outs)
-    except OSError as error:
-        raise DataError(f"cannot read {numbers}: {error.strerror}", "give the JSON of eval compare") from None
+        _write_all(join(documents, against), outs)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(f"{numbers} is no comparison: {error!r}", "give the JSON of eval compare") from None
+        named = ", ".join(map(str, numbers))
+        raise DataError(f"{named} is no comparison: {error!r}", "give the JSON of eval compare") from None
 
 
 @app.command("tasks")

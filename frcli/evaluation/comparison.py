@@ -123,7 +123,7 @@ def compare(
             model = FrcliLM(engine, recorder=own)
         _run(model, policy, plan, chosen, own, document)
     document["against"] = against
-    document["differences"] = _differences(document, against, plan.seed)
+    document["differences"] = differences(document, against, plan.seed)
     return document
 
 
@@ -314,7 +314,8 @@ def _sample(
                 shown["written"].setdefault(policy, {"score": sample.get(metric), "tokens": trace})
 
 
-def _differences(document: Mapping[str, Any], against: str, seed: int) -> dict[str, Any]:
+def differences(document: Mapping[str, Any], against: str, seed: int) -> dict[str, Any]:
+    """What each system scores more than ``against`` on the same items, by task and in the mean: mean, low, high."""
     reference = document["systems"][against]["tasks"]
     found: dict[str, Any] = {}
     for system, result in document["systems"].items():

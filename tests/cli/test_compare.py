@@ -186,3 +186,20 @@ def test_without_the_harness_the_command_says_how_to_get_it(
     for command in (arguments(trio, rows), ["eval", "tasks"]):
         ran = frcli(*command)
         assert ran.code == 2 and "pip install 'frcli[eval]'" in ran.err
+
+
+def test_comparisons_of_parts_are_joined(tmp_path: Path, frcli: Callable[..., Any]) -> None:
+    files = [tmp_path / name for name in ("some.json", "others.json", "strange.json")]
+    for path, system, items in zip(files, ("fusionroute", "sum", "sum"), ([1, 3], [1, 3], [7]), strict=True):
+        cell = {"mean": 0.5, "stderr": 0.5, "scores": [float(system == "sum"), float(system != "sum")]}
+        result = {"mean": 0.5, "stderr": 0.5, "tokens_per_second": None, "calls_per_token": 4.0}
+        document = {"bundle": "duo", "experts": ["math"], "limit": 2, "seed": 0, "groups": {}, "samples": []}
+        document |= {"tasks": {"frcli_svamp": {"metric": "right", "items": items}}, "against": system}
+        document |= {"systems": {system: {"tasks": {"frcli_svamp": cell}, **result}}, "differences": {}}
+        path.write_text(json.dumps(document))
+    ran = frcli("eval", "report", *files[:2])
+    assert ran.code == 0, ran.err
+    assert "| fusionroute | **0.500** ± 0.500 |" in ran.out and "| sum | **0.500** ± 0.500 |" in ran.out
+    assert "minus fusionroute" in ran.out and "+0.000 (-1.000 to +1.000)" in ran.out
+    ran = frcli("eval", "report", *files)
+    assert ran.code == 1 and "these comparisons differ in tasks" in ran.err

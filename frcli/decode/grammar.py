@@ -12,9 +12,13 @@ llama.cpp reports a grammar that does not parse, but three kinds of grammar that
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from frcli.errors import UsageError
 
@@ -165,3 +169,40 @@ def _left_recursive(rules: dict[str, _Rule], empty: set[str]) -> str | None:
                 path.append((head, iter(first[head])))
                 on_path.add(head)
     return None
+
+
+def open_grammar(api: Any, vocab: Any, text: str) -> Any:
+    """llama.cpp's sampler of a grammar that ``check_grammar`` has let through; the caller frees it.
+
+    Raises ``UsageError`` with llama.cpp's own reason where it does not parse.
+    """
+    with _standard_error() as said:
+        grammar = api.llama_sampler_init_grammar(vocab, text.encode(), b"root")
+    if grammar:
+        return grammar
+    reason = said.decode(errors="replace").partition("error parsing grammar: ")[2].partition("\n")[0].strip()
+    if len(reason) > 100:
+        reason = reason[:100].rstrip() + " ..."
+    raise UsageError(
+        f"the grammar cannot be used: {reason or 'llama.cpp refuses it'}", "it must be GBNF and have a rule named root"
+    )
+
+
+@contextmanager
+def _standard_error() -> Iterator[bytearray]:
+    """Collect what C code prints to standard error, where llama.cpp writes why a grammar does not parse."""
+    said = bytearray()
+    with tempfile.TemporaryFile() as catch:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no standard error
+            yield said
+            return
+        try:
+            os.dup2(catch.fileno(), 2)
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            catch.seek(0)
+            said += catch.read()

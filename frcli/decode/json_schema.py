@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from frcli.decode.gbnf import DIGITS, either, literal, magnitudes, naturals, repeat
 from frcli.errors import UsageError
 
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -29,7 +30,6 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
 MAX_REPEATS = 2000  # llama.cpp refuses larger counts of a repetition
 MAX_DEPTH = 100
-_DIGITS = 15
 _SPACE = r'(" " | "\n" [ \t]{0,20})?'
 _HEX = "[0-9a-fA-F]"
 _BUILT_IN = {
@@ -38,8 +38,8 @@ _BUILT_IN = {
     "char": r'[^"\\\x00-\x1f\x7f] | "\\" (["\\/bfnrt] | "u" ([0-9a-cA-CefEF] '
     + f"{_HEX}{{3}} | [dD] [0-7] {_HEX}{{2}}))",
     "string": r'"\"" char* "\""',
-    "integer": f'"-"? ("0" | [1-9] [0-9]{{0,{_DIGITS - 1}}})',
-    "number": f'integer ("." [0-9]{{1,{_DIGITS}}})? ([eE] [-+]? [0-9]{{1,2}})?',
+    "integer": f'"-"? ("0" | [1-9] [0-9]{{0,{DIGITS - 1}}})',
+    "number": f'integer ("." [0-9]{{1,{DIGITS}}})? ([eE] [-+]? [0-9]{{1,2}})?',
     "boolean": '"true" | "false"',
     "null": '"null"',
     "value": "object | array | string | number | boolean | null",
@@ -166,7 +166,7 @@ class _Converter:
                 parts = _list(schema[name], f"{place}.{name}")
                 if name == "allOf" and len(parts) > 1:
                     raise _unkept(f"{place}.allOf", "write what all of them say as one schema")
-                return _either([self._visit(part, f"{place}.{name}.{i}") for i, part in enumerate(parts)])
+                return either([self._visit(part, f"{place}.{name}.{i}") for i, part in enumerate(parts)])
         return self._typed(schema, said - {"type"}, place)
 
     def _typed(self, schema: Mapping[str, Any], said: set[str], place: str) -> str:
@@ -182,7 +182,7 @@ class _Converter:
             "integer": self._integer,
             "number": self._number,
         }
-        return _either([makers[kind](schema, place) if kind in makers else self._built_in(kind) for kind in types])
+        return either([makers[kind](schema, place) if kind in makers else self._built_in(kind) for kind in types])
 
     def _reference(self, ref: Any, place: str) -> str:
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
@@ -207,7 +207,7 @@ class _Converter:
             values = [value for value in values if any(_PYTHON[kind](value) for kind in kinds)]
         if not values:
             raise UsageError(f"{_part(place)} allows no value", "name at least one that has the type")
-        return _either([_literal(json.dumps(value, ensure_ascii=False)) for value in values])
+        return either([literal(json.dumps(value, ensure_ascii=False)) for value in values])
 
     def _object(self, schema: Mapping[str, Any], place: str) -> str:
         properties = schema.get("properties", {})
@@ -224,7 +224,7 @@ class _Converter:
             return self._map(others, place)
         self._built_in("ws")
         members = [
-            (self._named(f"{_literal(json.dumps(name, ensure_ascii=False) + ':')} ws {self._visit(part, at)} ws"), name)
+            (self._named(f"{literal(json.dumps(name, ensure_ascii=False) + ':')} ws {self._visit(part, at)} ws"), name)
             for name, (part, at) in fields.items()
         ]
         rest = ""
@@ -259,7 +259,7 @@ class _Converter:
         if most == 0 or (kind is False and least == 0):
             return '"[" ws "]"'
         item = self._named(f"{self._visit(kind, f'{place}.items')} ws")
-        more = _repeat(f'("," ws {item})', max(0, least - 1), None if most is None else most - 1)
+        more = repeat(f'("," ws {item})', max(0, least - 1), None if most is None else most - 1)
         return f'"[" ws ({item} {more}){"" if least else "?"} "]"'
 
     def _string(self, schema: Mapping[str, Any], place: str) -> str:
@@ -271,7 +271,7 @@ class _Converter:
             return rf'"\"" {self._built_in(form)} "\""'
         if not bounded:
             return self._built_in("string")
-        return rf'"\"" {_repeat(self._built_in("char"), least, most)} "\""'
+        return rf'"\"" {repeat(self._built_in("char"), least, most)} "\""'
 
     def _integer(self, schema: Mapping[str, Any], place: str) -> str:
         low, low_open, high, high_open = _limits(schema, place)
@@ -283,10 +283,10 @@ class _Converter:
             raise UsageError(f"{_part(place)} allows no integer", "correct its minimum and maximum")
         parts = []
         if most is None or most >= 0:
-            parts.append(_naturals(max(0, least or 0), most))
+            parts.append(naturals(max(0, least or 0), most))
         if least is None or least < 0:
-            parts.append(f'"-" {_naturals(1 if most is None else max(1, -most), None if least is None else -least)}')
-        return _either(parts)
+            parts.append(f'"-" {naturals(1 if most is None else max(1, -most), None if least is None else -least)}')
+        return either(parts)
 
     def _number(self, schema: Mapping[str, Any], place: str) -> str:
         low, low_open, high, high_open = _limits(schema, place)
@@ -299,15 +299,15 @@ class _Converter:
         if high is None or high > 0 or (high == 0 and not high_open):
             above = low is not None and low >= 0
             start = int(low) if low is not None and above else 0
-            parts += _magnitudes(start, high, above and low_open, high_open)
+            parts += magnitudes(start, high, above and low_open, high_open)
         if low is None or low < 0:
             below = high is not None and high <= 0
             start = -int(high) if high is not None and below else 0
-            negative = _magnitudes(start, None if low is None else -low, below and high_open, low_open)
+            negative = magnitudes(start, None if low is None else -low, below and high_open, low_open)
             parts += [f'"-" {part}' for part in negative]
         if not parts:
             raise UsageError(f"{_part(place)} allows no number", "correct its minimum and maximum")
-        return _either(parts)
+        return either(parts)
 
 
 def _part(place: str) -> str:
@@ -357,74 +357,10 @@ def _limits(schema: Mapping[str, Any], place: str) -> tuple[float | None, bool, 
     """Lower limit, whether it is excluded itself, and the same for the upper one."""
     for name in _BOUNDS:
         value = schema.get(name)
-        if value is not None and not (_PYTHON["number"](value) and abs(value) < 10**_DIGITS):
+        if value is not None and not (_PYTHON["number"](value) and abs(value) < 10**DIGITS):
             raise UsageError(f"{_part(f'{place}.{name}')} is {value!r}", "it must be a number of at most 15 digits")
     low = max(((schema[n], n.startswith("ex")) for n in ("minimum", "exclusiveMinimum") if n in schema), default=None)
     high = min(
         ((schema[n], not n.startswith("ex")) for n in ("maximum", "exclusiveMaximum") if n in schema), default=None
     )
     return (*(low or (None, False)), *((high[0], not high[1]) if high else (None, False)))
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _either(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"({' | '.join(parts)})"
-
-
-def _repeat(item: str, least: int, most: int | None) -> str:
-    return "" if most == 0 else f"{item}{{{least},{'' if most is None else most}}}"
-
-
-def _naturals(low: int, high: int | None) -> str:
-    """Whole numbers from ``low`` (0 or more) to ``high``, written without zeros in front."""
-    parts = []
-    if high is None:
-        digits = len(str(low))
-        high = 10**digits - 1
-        if digits < _DIGITS:
-            parts.append(f"[1-9] [0-9]{{{digits},{_DIGITS - 1}}}")
-    for digits in range(len(str(low)), len(str(high)) + 1):
-        first = max(low, 10 ** (digits - 1) if digits > 1 else 0)
-        parts.append(_same_length(str(first), str(min(high, 10**digits - 1))))
-    return _either(parts)
-
-
-def _same_length(low: str, high: str) -> str:
-    """Digits from ``low`` to ``high``, which are as long."""
-    if low == high:
-        return f'"{low}"'
-    rest = len(low) - 1
-    if not rest:
-        return f"[{low}-{high}]"
-    any_rest = f"[0-9]{{{rest}}}"
-    first, last = int(low[0]), int(high[0])
-    parts = []
-    if low[1:] != "0" * rest:
-        parts.append(f'"{first}" {_same_length(low[1:], high[1:] if first == last else "9" * rest)}')
-        first += 1
-    if first <= last and high[1:] != "9" * rest:
-        if first < last:
-            parts.append(f"[{first}-{last - 1}] {any_rest}")
-        parts.append(f'"{last}" {_same_length("0" * rest, high[1:])}')
-    elif first <= last:
-        parts.append(f"[{first}-{last}] {any_rest}")
-    return _either(parts)
-
-
-def _magnitudes(low: int, high: float | None, low_open: bool, high_open: bool) -> list[str]:
-    """Numbers without a sign from ``low`` to ``high``; an open end is not among them."""
-    top = None if high is None else int(high)
-    parts = []
-    if low_open and (top is None or low < top):
-        parts.append(f'"{low}." [0-9]{{0,{_DIGITS - 1}}} [1-9]')
-    start = low + 1 if low_open else low
-    if top is None or start < top:
-        whole = _naturals(start, None if top is None else top - 1)
-        parts.append(f'{whole} ("." [0-9]{{1,{_DIGITS}}})?')
-    if top is not None and not high_open and top >= start:
-        parts.append(f'"{top}"')
-    return parts

@@ -16,9 +16,7 @@ import copy
 import ctypes
 import math
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frcli.decode.grammar import check_grammar
+from frcli.decode.grammar import check_grammar, open_grammar
 from frcli.errors import ModelError, UsageError
 from frcli.sources.source import Logits
 
@@ -150,7 +148,7 @@ class Sampler:
 
         self._api = api
         if sampling.grammar:
-            self._grammar = _open_grammar(api, vocab, sampling.grammar)
+            self._grammar = open_grammar(api, vocab, sampling.grammar)
             # A row may be padded beyond the vocabulary; llama.cpp must not be asked for the text of such an id.
             self._masked_width = min(width, int(api.llama_vocab_n_tokens(vocab)))
         if _needs_chain(sampling):
@@ -359,39 +357,6 @@ def _stages(api: Any, sampling: Sampling, width: int, vocab: Any, seed: int) -> 
     stages.append(api.llama_sampler_init_temp_ext(sampling.temperature, 0.0, 1.0))
     stages.append(api.llama_sampler_init_dist(seed))
     return stages
-
-
-def _open_grammar(api: Any, vocab: Any, text: str) -> Any:
-    with _standard_error() as said:
-        grammar = api.llama_sampler_init_grammar(vocab, text.encode(), b"root")
-    if grammar:
-        return grammar
-    reason = said.decode(errors="replace").partition("error parsing grammar: ")[2].partition("\n")[0].strip()
-    if len(reason) > 100:
-        reason = reason[:100].rstrip() + " ..."
-    raise UsageError(
-        f"the grammar cannot be used: {reason or 'llama.cpp refuses it'}", "it must be GBNF and have a rule named root"
-    )
-
-
-@contextmanager
-def _standard_error() -> Iterator[bytearray]:
-    """Collect what C code prints to standard error, where llama.cpp writes why a grammar does not parse."""
-    said = bytearray()
-    with tempfile.TemporaryFile() as catch:
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is no standard error
-            yield said
-            return
-        try:
-            os.dup2(catch.fileno(), 2)
-            yield said
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            catch.seek(0)
-            said += catch.read()
 
 
 def _window(tokens: int) -> int:

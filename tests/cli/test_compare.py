@@ -129,7 +129,12 @@ def test_a_run_that_was_killed_goes_on(
 def test_ctrl_c_says_what_is_safe(trio: Bundle, rows: dict[str, Path], tmp_path: Path, environ: dict[str, str]) -> None:
     out = tmp_path / "out.json"
     running = subprocess.Popen(
-        [*FRCLI, *arguments(trio, rows, "-o", out)], env=environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        [*FRCLI, *arguments(trio, rows, "-o", out)],
+        env=environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Tests that run behind a shell's & would hand on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     part = Path(f"{out}.journal")
     end = time.monotonic() + 120

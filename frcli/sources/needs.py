@@ -3,7 +3,8 @@
     KV       cells x sum over layers (keys x bytes of a key + values x bytes of a value);
              cells = context x sequences, in whole blocks of 256
     compute  tokens of a call x 4 x (4 hidden + 3 ffn), its largest step, or the logits where they are larger,
-             and a mask of tokens x cells x 2
+             and a mask of tokens x cells x 2; with float32 caches, which go without flash attention, a mask of
+             tokens x cells x 4 and the scores of all heads, tokens x cells x 4 each
     output   rows x vocabulary x 4
 
 The formula of the compute buffer holds with flash attention and was read off what llama.cpp reserves for Llamas of
@@ -68,7 +69,10 @@ def compute_bytes(shape: ModelShape, running: Running) -> int:
     """Bytes of one context's compute and output buffers."""
     logits = min(max(running.rows, running.sequences), running.tokens) * shape.vocab * 4
     step = running.tokens * 4
-    return step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + running.tokens * running.cells * 2 + logits
+    scores = 2 if running.kv_type != "f32" else 4 + 4 * shape.hidden // shape.key_length
+    return (
+        step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + running.tokens * running.cells * scores + logits
+    )
 
 
 @dataclass(frozen=True, slots=True)

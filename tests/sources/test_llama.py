@@ -56,6 +56,21 @@ def test_one_by_one_in_pieces_and_at_once_agree(model: LlamaModel) -> None:
     single.close()
 
 
+def test_float32_caches_are_read_as_they_are(model: LlamaModel) -> None:
+    """Rows then depend on the shape of the calls in their last bits only; 16 bits on the way would be seen here."""
+    tokens = TOKENS * 5
+    found = []
+    for pieces in ([60], [59, 1], [7] * 8 + [4], [1] * 60):
+        exact = LlamaSource(model, context=64, kv_type="f32")
+        for n in pieces:
+            at = exact.length(0)
+            rows = exact.extend([Feed(0, tokens[at : at + n])])
+        found.append(rows[0].logits[0].copy())
+        exact.close()
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], atol=2e-5, rtol=0)
+
+
 @pytest.mark.parametrize(("batch", "max_rows"), [(64, 12), (64, 5), (4, 4), (4, 1), (5, 3), (1, 1)])
 @pytest.mark.parametrize("rows", [0, 1, 6, 12])
 def test_rows_and_tokens_that_need_several_calls(model: LlamaModel, batch: int, max_rows: int, rows: int) -> None:

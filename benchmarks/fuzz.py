@@ -3,9 +3,11 @@
 Real tiny files are changed (bits flipped, numbers put in, pieces cut out or doubled, values of JSON and TOML exchanged)
 and read as the product reads them, in a child process with bounds on memory and time. A reader may accept a file or
 refuse it with one of our errors; every other exception, a signal and a timeout are findings. The same seed makes the
-same changes. The counts go to stdout as JSON; the exit code is 1 if anything was found.
+same changes. The counts go to stdout as JSON; the exit code is 1 if anything was found. With ``-o`` the counts are
+added, reader by reader as each is done, to those that the file has from runs over other numbers.
 
     python benchmarks/fuzz.py --count 2000
+    python benchmarks/fuzz.py --count 1000 --first 1000 -o fuzz.json
     python benchmarks/fuzz.py --readers gguf --first 512 --count 1 --keep DIR      # look at one of them again
 """
 
@@ -35,6 +37,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 
 import tiny  # noqa: E402
 import vocabularies  # noqa: E402
+from user_files import write_user_files  # noqa: E402
 
 from frcli.errors import FrcliError  # noqa: E402
 
@@ -46,11 +49,16 @@ _VALUES: tuple[Any, ...] = (
     [], [0], ["a", 1], {}, {"type": "BPE"}, {"a": {"b": []}}, [[[[]]]],
 )  # fmt: skip
 
+_TEXTS = (
+    b"", b"1", b"-1", b"1e999", b"nan", b"NaN", b"inf", b"true", b"null", b"9" * 400, b"9" * 5000, b"[]", b"{}", b'"x"',
+    b'["x", 1]', b"[" * 100_000, b"\xff", b"\0", b'"\\ud800"', b"1979-05-27T07:32:00Z", b'"""a\nb"""',
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What is fuzzed: the file that is changed, how (``bytes`` or ``json``), how many of its first bytes matter most,
-    what reads it, and where its numbers are, as (first byte, bytes).
+    """What is fuzzed: the file that is changed, how (``bytes``, ``json``, ``lines`` of it or ``toml``), how many of its
+    first bytes matter most, what reads it, and where its numbers are, as (first byte, bytes).
     """
 
     file: Path
@@ -67,6 +75,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", nargs="+", metavar="NAME", help="only readers whose names begin so")
     parser.add_argument("--keep", type=Path, help="folder to which files with findings are copied")
+    parser.add_argument("-o", "--out", type=Path, help="file of JSON to which the counts are added")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         readers = make_readers(Path(scratch))
@@ -76,10 +85,22 @@ def main() -> int:
         report = {}
         for name, reader in chosen.items():
             report[name] = fuzz(reader, numbers, arguments.seed, arguments.keep)
+            if arguments.out is not None:
+                add(arguments.out, name, report[name])
             found = len(report[name]["crashes"]), len(report[name]["hangs"])
             print("{}: {} crashes, {} hangs".format(name, *found), file=sys.stderr, flush=True)
     print(json.dumps(report, indent=1))
     return int(any(each["crashes"] or each["hangs"] for each in report.values()))
+
+
+def add(path: Path, name: str, counts: dict[str, Any]) -> None:
+    """Add the counts of one reader to the file's, which is made if need be."""
+    report = json.loads(path.read_text()) if path.exists() else {}
+    before = report.get(name, {})
+    report[name] = {key: before[key] + value if before else value for key, value in counts.items()}
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(json.dumps(report, indent=1) + "\n")
+    beside.replace(path)
 
 
 # -------------------------------------------------------------------------------------------------------------- readers
@@ -139,6 +160,7 @@ def make_readers(folder: Path) -> dict[str, Reader]:
         "sentencepiece": Reader(folder / "pieces.model", "bytes", 400, read_pieces),
         "importance": Reader(folder / "old.imatrix", "bytes", 100, read_importance),
         "bundle": Reader(bundle / "bundle.toml", "bytes", len(_BUNDLE), lambda path: read_bundle(str(path.parent))),
+        **{name: Reader(file, form, 0, read) for name, (file, form, read) in write_user_files(folder / "user").items()},
     }
 
 
@@ -291,6 +313,8 @@ def changed(data: bytes, reader: Reader, random: np.random.Generator) -> bytes:
     for _ in range(1 if random.random() < 0.7 else int(random.integers(2, 5))):
         if reader.form == "json" and random.random() < 0.8:
             data = _changed_json(data, random)
+        elif reader.form in ("lines", "toml") and random.random() < 0.8:
+            data = _changed_line(data, reader.form, random)
         elif reader.numbers and random.random() < 0.6:
             at, width = reader.numbers[int(random.integers(len(reader.numbers)))]
             data = _with_number(data, at, width, random)
@@ -322,6 +346,18 @@ def _changed_bytes(data: bytes, head: int, random: np.random.Generator) -> bytes
         return data[:at]
     length = int(random.integers(1, 64))
     return data[:at] + (data[at : at + length] + data[at:] if kind < 0.95 else data[at + length :])
+
+
+def _changed_line(data: bytes, form: str, random: np.random.Generator) -> bytes:
+    """One line with another value, or what JSON and TOML have and a parser may stumble over."""
+    lines = data.split(b"\n")
+    at = int(random.integers(len(lines)))
+    if form == "lines" and random.random() < 0.9:
+        lines[at] = _changed_json(lines[at], random)
+    else:
+        key = lines[at].partition(b"=")[0] + b"= " if form == "toml" else b""
+        lines[at] = key + _TEXTS[int(random.integers(len(_TEXTS)))]
+    return b"\n".join(lines)
 
 
 def _changed_json(data: bytes, random: np.random.Generator) -> bytes:

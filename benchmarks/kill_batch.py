@@ -6,6 +6,9 @@ A tiny bundle is made, and one job is run to its end as the reference. Then jobs
 again, each time at a random moment, until ``--points`` kills were made; the same command goes on each time, and every
 job is run to its end. One kill in five may fall anywhere, opening included, the others fall while rows are answered.
 
+With ``-o FILE`` the counts are kept each time a job has come to its end and was compared, and the same command goes on
+from there: kills of a job that was not compared do not count.
+
 Printed as JSON: ``rows_lost`` (rows that were in the journal of a killed job and not used by the next run, or that the
 output does not have), ``rows_doubled`` (rows that a journal or the output has twice), ``outputs_different`` (outputs
 that are not the reference byte for byte), and beside them how many kills fell before the first row, between rows, and
@@ -28,6 +31,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_COUNTS = (
+    "points",
+    "jobs",
+    "rows_lost",
+    "rows_doubled",
+    "outputs_different",
+    "before_rows",
+    "between_rows",
+    "torn",
+)
 _KNOWN = re.compile(r"\((\d+) were there\)")
 
 
@@ -39,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8, help="most tokens of an answer")
     parser.add_argument("--parallel", type=int, default=4, help="rows that are answered at once")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("-o", "--out", type=Path, help="file of JSON from which the counts go on, job by job")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(Killing(Path(folder), arguments).run(), indent=2))
@@ -48,7 +62,7 @@ class Killing:
     """A tiny bundle, rows for it, and the jobs that are killed."""
 
     def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
-        self._folder, self._points, self._random = folder, arguments.points, random.Random(arguments.seed)
+        self._folder, self._points = folder, arguments.points
         self._environ = {
             **os.environ,
             "FRCLI_CACHE": str(folder / "cache"),
@@ -62,7 +76,14 @@ class Killing:
         lines = [{"custom_id": name, "prompt": f"{name} and more"} for name in self._ids]
         self._rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._flags = ["-n", str(arguments.tokens), "--parallel", str(arguments.parallel), "--threads", "1"]
+        self._kept: Path | None = getattr(arguments, "out", None)
         self._found: Counter[str] = Counter()
+        self._seconds = 0.0  # of the runs before
+        if self._kept is not None and self._kept.exists():
+            before = json.loads(self._kept.read_text())
+            self._found.update({name: before[name] for name in _COUNTS})
+            self._seconds = before["seconds"]
+        self._random = random.Random(f"{arguments.seed} after {self._found['points']}")
 
     def _make_bundle(self) -> None:
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -90,21 +111,21 @@ class Killing:
             self._found["rows_lost"] += sum(not ids[name] for name in self._ids)
             self._found["rows_doubled"] += sum(count - 1 for count in ids.values())
             out.unlink()
-        names = (
-            "points",
-            "jobs",
-            "rows_lost",
-            "rows_doubled",
-            "outputs_different",
-            "before_rows",
-            "between_rows",
-            "torn",
-        )
+            self._keep(began)
+        return self._result(began)
+
+    def _result(self, began: float) -> Mapping[str, object]:
         return {
-            **{name: self._found[name] for name in names},
+            **{name: self._found[name] for name in _COUNTS},
             "rows_of_a_job": len(self._ids),
-            "seconds": round(time.perf_counter() - began, 1),
+            "seconds": round(self._seconds + time.perf_counter() - began, 1),
         }
+
+    def _keep(self, began: float) -> None:
+        if self._kept is not None:
+            beside = self._kept.with_name(f"{self._kept.name}.part")
+            beside.write_text(json.dumps(self._result(began), indent=2) + "\n")
+            beside.replace(self._kept)
 
     def _start(self, out: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "frcli", "generate", str(self._rows), "-o", str(out)]

@@ -317,7 +317,9 @@ def _from_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", "correct its permissions") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except RecursionError:
+        raise UsageError(f"{path} is nested too deep", "write lines like max-tokens = 200") from None
+    except ValueError as error:  # of UTF-8, of TOML, and of Python for a number of thousands of digits
         raise UsageError(f"{path} is not TOML: {error}", "write lines like max-tokens = 200") from None
     names = {flag(name): name for name in KINDS}
     values = {}
@@ -340,7 +342,12 @@ def _from_toml(name: str, value: Any, path: Path) -> Any:
         return str(value)
     if kind is TEXTS:
         return (value,) if isinstance(value, str) else tuple(value)
-    return float(value) if kind is NUMBER else value
+    if kind is NUMBER:
+        try:
+            return float(value)
+        except OverflowError:
+            raise UsageError(f"{path}: {flag(name)} is too large", f"it must be {kind.name}") from None
+    return value
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -65,6 +65,9 @@ def test_a_file_sets_every_kind(config: Path) -> None:
         ("top-p = 2", "top_p is 2.0"),
         ("[chat]", "chat is not a setting"),
         ("top-k =", "is not TOML"),
+        ("top-k = " + "9" * 5000, "is not TOML"),
+        ("top-p = " + "9" * 400, "top-p is too large; it must be a number"),
+        ("top-k = " + "[" * 100_000, "is nested too deep"),
     ],
 )
 def test_a_wrong_file_is_named_with_the_key(config: Path, text: str, said: str) -> None:

@@ -129,7 +129,7 @@ def _traced(line: str, where: str) -> Traced:
             {part: float(row["ms"][part]) for part in PARTS},
             float(row["wall"]),
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where} is no line of a trace: {error!r}", "give a file that --trace has written") from None
 
 

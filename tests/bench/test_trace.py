@@ -111,3 +111,10 @@ def test_files_that_hold_no_trace(tmp_path: Path) -> None:
     for name in ("gone", "binary"):
         with pytest.raises(DataError, match="cannot read"):
             read_trace(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"temperature": 1%s}' % ("0" * 400)])
+def test_lines_that_are_beyond_python(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trace.jsonl").write_text(text + "\n")
+    with pytest.raises(DataError, match=r"trace\.jsonl:1 is no line of a trace"):
+        read_trace(tmp_path / "trace.jsonl")

@@ -149,17 +149,15 @@ def requests(combination: Combination, engine: Engine) -> list[Request]:
 
 
 def written(engine: Engine, asked: list[Request]) -> list[tuple[list[int], str, str, int]]:
-    """Tokens, text, reason of the end and accepted drafts of each answer."""
+    """Tokens, text, reason of the end and accepted drafts of each answer; of one that failed, the error is the text."""
     steps: list[list[Step]] = [[] for _ in asked]
-    answers: dict[int, Answer] = {}
+    ends: dict[int, tuple[str, str, int]] = {}
     for number, answer in write_many(engine, asked, on_step=lambda number, step: steps[number].append(step)):
-        if not isinstance(answer, Answer):
-            raise answer
-        answers[number] = answer
-    return [
-        ([step.token for step in steps[n]], answers[n].text, answers[n].finish_reason, answers[n].accepted)
-        for n in range(len(asked))
-    ]
+        if isinstance(answer, Answer):
+            ends[number] = answer.text, answer.finish_reason, answer.accepted
+        else:
+            ends[number] = str(answer), "error", 0
+    return [([step.token for step in steps[n]], *ends[n]) for n in range(len(asked))]
 
 
 def compare(combination: Combination, bundle: Bundle) -> tuple[Counter[str], list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ the share that came in between, which must stay below 0.05, and neither may file
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pty
@@ -25,7 +26,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -210,10 +212,9 @@ class Script:
             raise Wrong("there is neither an answer nor an error")
         if answer is not None and self._view.error is not None:
             raise Wrong(f"an answer came with an error: {self._view.error}")
-        has_one = answer is not None and (answer.finish_reason != "cancelled" or bool(answer.text))
-        self.counts[
-            "stopped" if answer and answer.finish_reason == "cancelled" else "answers" if answer else "full"
-        ] += 1
+        stopped = answer is not None and answer.finish_reason == "cancelled"
+        has_one = answer is not None and (not stopped or bool(answer.text))
+        self.counts["stopped" if stopped else "failed" if answer is None else "answered"] += 1
         self._turns.append((text, has_one))
         if answer is not None:
             self._written()
@@ -400,16 +401,27 @@ def _anonymous() -> int:
     raise SystemExit("this system does not say RssAnon")
 
 
-def _terminal() -> None:
+@contextmanager
+def _terminal() -> Iterator[None]:
     """Put standard output and error on a terminal that a thread empties."""
     master, slave = pty.openpty()
 
     def drain() -> None:
-        while os.read(master, 1 << 16):
-            pass
+        with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+            while os.read(master, 1 << 16):
+                pass
 
-    threading.Thread(target=drain, daemon=True).start()
-    sys.stdout = sys.stderr = os.fdopen(slave, "w", encoding="utf-8")
+    reader = threading.Thread(target=drain)
+    reader.start()
+    kept = sys.stdout, sys.stderr
+    try:
+        with open(slave, "w", encoding="utf-8") as screen:
+            sys.stdout = sys.stderr = screen
+            yield
+    finally:
+        sys.stdout, sys.stderr = kept
+        reader.join()
+        os.close(master)
 
 
 def _bundle(folder: Path) -> Bundle:
@@ -428,19 +440,16 @@ def soak(folder: Path, turns: int, seed: int) -> dict[str, object]:
     bundle = _bundle(folder)
     settings = Settings(ctx=CONTEXT, threads=1, max_tokens=12).with_bundle(bundle)
     began = time.monotonic()
-    kept, kept_error = sys.stdout, sys.stderr
     with Engine(bundle, settings.options()) as engine:
         experts = dict.fromkeys(bundle.experts, "")
         session = Session(engine, settings, experts, bundle="trio", store=Store(folder / "sessions"))
         view = Watched(session)
         script = Script(session, view, folder, turns, seed)
-        _terminal()
         try:
-            converse(session, script, view)
+            with _terminal():
+                converse(session, script, view)
         except Wrong as wrong:
             raise SystemExit(f"turn {view.answers}, seed {seed}, {script.line!r}: {wrong}") from None
-        finally:
-            sys.stdout, sys.stderr = kept, kept_error
         conversations = script.compare_files()
     warm = next(sample for sample in script.memory if sample[0] >= turns / 10)
     end = script.memory[-1]

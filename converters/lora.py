@@ -157,8 +157,8 @@ def _rank_and_scale(folder: Path, config: Mapping[str, Any], module: str) -> tup
         alpha = float(_by_pattern(config.get("alpha_pattern"), module, config["lora_alpha"]))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, re.error) as error:
         raise ModelError(f"{folder}/adapter_config.json has no usable r and lora_alpha: {error}") from error
-    if rank < 1 or not math.isfinite(alpha):
-        raise ModelError(f"{folder}/adapter_config.json has r={rank} and lora_alpha={alpha} for {module}")
+    if not 1 <= rank < 1 << 20 or not math.isfinite(alpha):
+        raise ModelError(f"{folder}/adapter_config.json has r={rank!s:.20} and lora_alpha={alpha} for {module}")
     return rank, alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 

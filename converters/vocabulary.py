@@ -104,6 +104,7 @@ def _read(folder: Path, width: int, pre: str | None) -> Vocabulary:
             f"{folder} has no tokenizer.json and no tokenizer.model", "save the tokenizer with transformers there"
         )
     added = _added(folder, tokenizer, settings)
+    _check_ids([*model.get("vocab", {}).values(), *(token.id for token in added)], folder, width)
     merges: list[str] = []
     if pieces_file.is_file() and (not tokenizer or model.get("byte_fallback")):
         texts, types, scores, spaced = _pieces(pieces_file)
@@ -116,12 +117,8 @@ def _read(folder: Path, width: int, pre: str | None) -> Vocabulary:
         scores, spaced = [0.0] * len(texts), False
         kind, name, merges = "gpt2", pre or pre_tokenizer_name(tokenizer, file), _merges(model)
     _lay_over(texts, types, scores, added, kind)
-    if len(texts) > width:
-        raise ModelError(
-            f"the tokenizer in {folder} has {len(texts)} ids and the embedding only {width} rows",
-            "they do not belong together: fetch both again",
-        )
     size = len(texts)
+    _check_ids([size - 1], folder, width)
     texts += [f"[PAD{number}]" for number in range(size, width)]
     types += [UNUSED] * (width - size)
     scores += [-1000.0] * (width - size)
@@ -150,6 +147,17 @@ def _added(folder: Path, tokenizer: Mapping[str, Any], settings: Mapping[str, An
         _Added(number, str(each["content"]), bool(each.get("special")), bool(each.get("rstrip")))
         for number, each in sorted(listed.items())
     ]
+
+
+def _check_ids(ids: Sequence[int], folder: Path, width: int) -> None:
+    """Raise ``ModelError`` for an id that has no row in the embedding, before lists of such a length are made."""
+    if (most := max(ids, default=-1)) >= width:
+        raise ModelError(
+            f"the tokenizer in {folder} has {most + 1} ids and the embedding only {width} rows",
+            "they do not belong together: fetch both again",
+        )
+    if (least := min(ids, default=0)) < 0:
+        raise ModelError(f"the tokenizer in {folder} has the id {least}", "fetch it again")
 
 
 def _by_id(vocab: Mapping[str, int]) -> tuple[list[str], list[int]]:

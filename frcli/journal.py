@@ -42,7 +42,7 @@ class Journal:
             raise OutputError(
                 f"cannot write {path}: {_reason(error)}", "choose a place that can be written to"
             ) from None
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             self.close()
             raise OutputError(f"cannot go on from {path}: {error}", "delete it, or choose another -o") from None
 
@@ -51,7 +51,9 @@ class Journal:
         for line in lines:
             if not line.endswith(b"\n"):
                 break
-            self._places.set(json.loads(line)["key"], self._end, len(line))
+            if not isinstance(key := json.loads(line)["key"], str):
+                raise ValueError(f"a line has the key {key!r:.40}")
+            self._places.set(key, self._end, len(line))
             self._end += len(line)
         lines.detach()
         self._file.truncate(self._end)

@@ -51,6 +51,15 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path) -> None:
         Journal(tmp_path / "nowhere" / "out.part")
 
 
+@pytest.mark.parametrize("line", ['{"key": ["a"]}', '{"key": null}', '{"key": ' + "[" * 100_000])
+def test_a_key_that_is_no_text_is_a_sentence(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "out.part"
+    path.write_text(f"{line}\n")
+    with pytest.raises(OutputError, match="cannot go on from"):
+        Journal(path)
+    assert path.read_text() == f"{line}\n"
+
+
 def test_the_last_line_of_a_key_counts(tmp_path: Path) -> None:
     path = tmp_path / "out.part"
     with Journal(path) as journal:

@@ -108,7 +108,12 @@ class Pace:
         return self.fixed is None and self._unused >= _UNUSED and self._unused % _SELDOM != 0
 
     def step_was(self, tokens: int, seconds: float, drafts: int, accepted: int) -> None:
-        """Take note of a step: tokens that it gave, seconds that it took, drafts that it tried and that were right."""
+        """Take note of a step: tokens that it gave, seconds that it took, drafts that it tried and that were right.
+
+        One that gave none, since no sampler found a token, tells nothing.
+        """
+        if not tokens:
+            return
         self._unused = 0 if drafts else self._unused + 1
         if drafts:
             self.accepted += 0.05 * (accepted / drafts - self.accepted)

@@ -54,6 +54,7 @@ def test_scales(settings: dict[str, object], query: float, other: float, tmp_pat
         ({"r": 5}, "rank 4 for"),
         ({"rank_pattern": {"q_proj": 8}}, "rank 4 for .*q_proj"),
         ({"r": None}, "no usable r"),
+        ({"r": 10**400}, "no usable r|has r="),
         ({"layer_replication": [[0, 1]]}, "repeats layers"),
         ({"kasa_config": {"beta": 1e-4}}, "also changes the base"),
     ],

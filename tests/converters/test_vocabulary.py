@@ -165,6 +165,9 @@ def _change(folder: Path, **values: Any) -> None:
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace.*known are gpt-2.*--pre"),
         ({"pre_tokenizer": None}, ": nothing"),
         ({"added_tokens": [{"id": "x"}]}, "cannot be read"),
+        ({"added_tokens": [{"id": 1 << 40, "content": "x"}]}, "ids and the embedding only 300 rows"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1 << 40}, "merges": []}}, "ids and the embedding only 300"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0, "b": -1}, "merges": []}}, "has the id -1"),
     ],
 )
 def test_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:

@@ -94,6 +94,14 @@ def test_a_row_that_fails_takes_no_other_with_it(bundle: Bundle) -> None:
         assert told(got[0]) == told(got[5])
 
 
+@pytest.mark.parametrize("draft", ["off", "2", "auto"])
+def test_a_step_in_which_every_row_fails(bundle: Bundle, draft: str) -> None:
+    with Engine(bundle, Options(sequences=2, context=64, draft=draft)) as engine:
+        banned = Sampling(temperature=0, logit_bias=dict.fromkeys(range(engine.width), float("-inf")))
+        got = dict(write_many(engine, [Request([5, 6], banned, 5)] * 3))
+        assert [type(got[number]) for number in range(3)] == [UsageError] * 3
+
+
 def test_a_model_that_fails_is_told_of_every_row_that_was_being_written(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,88 @@
+"""Every command of the documentation is run, or is in the table of those that cannot be, and read by its program then.
+
+A new page needs nothing here: ``shell_blocks`` says what its commands are, ``conftest`` which files it finds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pages
+import pytest
+import shell_blocks
+import typer
+from conftest import ROOT, Place
+
+from frcli.cli import app
+
+ALL = os.environ.get("FRCLI_TEST_ALL") == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Unrun:
+    """Commands that are not run: why, and the package with which ``FRCLI_TEST_ALL=1`` does run them."""
+
+    pattern: str
+    reason: str
+    package: str = ""
+
+
+UNRUN = (
+    Unrun(r"^make ", "compiles llama.cpp, or runs this test"),
+    Unrun(r"^pip install", "asks a package index"),
+    Unrun(r"frcli train (expert|router|pairs)", "needs torch", "torch"),
+    Unrun(r"^sh examples/recipes/", "needs torch", "torch"),
+    Unrun(r"frcli eval compare", "needs lm-eval", "lm_eval"),
+    Unrun(r"^lm_eval run", "fetches data sets"),
+    Unrun(r"frcli generate .*--ray local", "needs Ray", "ray"),
+    Unrun(r"frcli generate .*--ray \d", "needs a Ray cluster"),
+    Unrun(r"python benchmarks/(user_sizes|dlf)\.py \w* ?FOLDER", "writes models of 5.6 GB"),
+    Unrun(r"python benchmarks/genai_parity\.py", "needs onnxruntime-genai"),
+    Unrun(r"python rows\.py", "needs the datasets package and the hub"),
+)
+# What is cut so that a command takes a second: what is written, and what is run.
+CUTS = (
+    (r"@\d+:\d+", "@0:2"),
+    (r"frcli bench(?! plot)", "frcli bench -n 4 -r 1"),
+    (r"--limit \d+", "--limit 1"),
+)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def unrun(command: str) -> Unrun | None:
+    found = next((each for each in UNRUN if re.search(each.pattern, command)), None)
+    return None if found and found.package and ALL and find_spec(found.package) else found
+
+
+def cut(command: str) -> str:
+    for pattern, less in CUTS:
+        command = re.sub(pattern, less, command)
+    return command
+
+
+PAGES = shell_blocks.find_pages(ROOT)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_the_commands_of_the_page_run(page: Path, place: Place, tmp_path: Path) -> None:
+    commands = shell_blocks.find_commands(page.read_text(encoding="utf-8"))
+    if not commands:
+        return
+    folder = tmp_path / "page"
+    pages.lay_out(folder, place.template, ROOT)
+    called = [(place.parse if unrun(each.text) else place.run, cut(each.text)) for each in commands]
+    ran = pages.run_commands(called, folder, place.environ)
+    wrong = [
+        f"{page_id(page)}:{each.line}: exit code {done.code}, not {each.exit}\n$ {text}\n{done.shown}"
+        for each, (_, text), done in zip(commands, called, ran, strict=False)
+        if done.code != (0 if unrun(each.text) else each.exit)
+    ]
+    assert not wrong, "\n\n".join(wrong)
+    assert len(ran) == len(commands)

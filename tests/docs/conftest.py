@@ -24,15 +24,18 @@ sys.path.insert(0, str(Path(__file__).parent))  # for shell_blocks and pages
 
 ROOT = Path(__file__).parents[2]
 EXPERTS = ("general", "math", "code", "logic")
-SHAPE = tiny.TinyShape(context=1 << 16)
-CHECKPOINT = tiny.TinyShape(hidden=256, intermediate=256, heads=8, kv_heads=4)  # wide enough for every kind of GGUF
+SHAPE = tiny.TinyShape(hidden=256, intermediate=256, heads=8, kv_heads=4, context=1 << 16)  # wide enough for K-quants
 SHIPPED = ("smollm2-quartet", "qwen2.5-1.5b-trio")  # names that reach a tiny bundle in place of the shipped one
 BUNDLES = (*SHIPPED, "my-bundle")
 
 QUESTION = {"prompt": "What is 12 * 13?", "answer": "156"}
 SUM = {"question": "Ann has 2 pens and buys 3. How many?", "answer": "2 + 3 = <<2+3=5>>5 pens.\n#### 5"}
 PACK = {"Body": "A pack costs 76", "Question": "How much?", "Equation": "( 76.0 - 25.0 )", "Answer": 51.0}
-CODE = {"text": "Add one.", "code": "def f(a):\n    return a + 1", "test_list": ["assert f(1) == 2", "assert f(2) == 3"]}
+CODE = {
+    "text": "Add one.",
+    "code": "def f(a):\n    return a + 1",
+    "test_list": ["assert f(1) == 2", "assert f(2) == 3"],
+}
 TASK = {"instruction": "Greet.", "instances": [{"input": "Ann", "output": "Hello, Ann."}]}
 CHOICE = {
     "context": "All birds fly. Tim is a bird.",
@@ -104,7 +107,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             address = Path(short) / "frcli"
             server = [sys.executable, str(Path(__file__).with_name("quick_frcli.py")), str(address), str(template)]
             process = subprocess.Popen(
-                server, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+                server, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
             assert process.stdout is not None and process.stdout.readline() == b"ready\n"
             try:
@@ -112,8 +115,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 yield Place(template, environ, run, parse)
             finally:
                 os.killpg(process.pid, 9)
-                process.wait()
-                process.stdout.close()
+                process.communicate()
 
 
 def copy_bundle(bundle: Bundle, folder: Path) -> None:
@@ -138,10 +140,14 @@ def write_template(folder: Path, bundle: Bundle) -> None:
     shutil.copy(folder / "router.safetensors", folder / "router" / "router.safetensors")
     for name in EXPERTS[1:]:
         (folder / f"{name}-peft").rename(folder / name)
-    checkpoint = folder / "path" / "to" / "model"
-    tiny.write_safetensors(checkpoint, CHECKPOINT)
+    # The base again, as a checkpoint: what BASE.gguf was converted from.
+    checkpoint = tiny.write_safetensors(folder / "path" / "to" / "model", SHAPE)
     vocabularies.write_plain_tokenizer(checkpoint)
     shutil.copytree(folder / "math", folder / "path" / "to" / "peft")
+    tiny.write_importance(folder / "imatrix.gguf", folder / "base.gguf")
+    for name, kind in (("model-f16", "F16"), ("model-q4", "Q4_0")):
+        tiny.write_gguf(folder / f"{name}.gguf", SHAPE, quantization=kind)
+    (folder / "book.txt").write_text("It was a bright cold day. " * 40)
     for name, row in ROWS.items():
         (folder / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * COUNT)
 

@@ -1,11 +1,15 @@
 """Stands in for a program whose call is only checked: does it have what is asked of it?
 
-    python only_parsed.py REPOSITORY make|pip|python|lm_eval|hf ARG...
+    python only_parsed.py REPOSITORY make|pip|python|lm_eval ARG...
+
+What is wrong goes to stderr, and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,8 +18,8 @@ from pathlib import Path
 
 
 def make(root: Path, arguments: list[str]) -> str:
-    """What make says against these targets."""
-    return _complaint(["make", "-n", "-C", str(root), *arguments])
+    """What make says against these targets; not the make of the PATH, which is this one."""
+    return _complaint([shutil.which("make", path=os.defpath) or "/usr/bin/make", "-n", "-C", str(root), *arguments])
 
 
 def pip(root: Path, arguments: list[str]) -> str:

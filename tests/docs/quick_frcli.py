@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import sys
 
@@ -34,12 +35,15 @@ def call(address: str, mode: str, arguments: list[str]) -> int:
 
 
 def serve(address: str) -> tuple[str, list[str]]:
-    """Answer calls for ever; returns, in a process of its own and in the caller's place, what each is to run."""
+    """Answer calls to the end of standard input; returns what each is to run, in a process in the caller's place."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
         print("ready", flush=True)
         while True:
+            ready, _, _ = select.select([listener, 0], [], [])
+            if 0 in ready:
+                sys.exit()
             connection, _ = listener.accept()
             if os.fork() == 0:
                 break
@@ -64,9 +68,10 @@ def serve(address: str) -> tuple[str, list[str]]:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environ)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False, buffering=1 if os.isatty(1) else -1)
-    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
+    # As Python opens them for the terminal, pipe or file that they are now.
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False, buffering=1 if os.isatty(1) else -1)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
     return mode, arguments
 
 
@@ -86,7 +91,9 @@ def make_way(arguments: list[str], template: str) -> None:
         if option not in ("-o", "--output") or not os.path.exists(ours) or not os.path.exists(path):
             continue
         if os.path.isdir(path):
-            if all(os.path.samefile(each, os.path.join(ours, each.name)) for each in os.scandir(path) if each.is_file()):
+            if all(
+                os.path.samefile(each, os.path.join(ours, each.name)) for each in os.scandir(path) if each.is_file()
+            ):
                 shutil.rmtree(path)
         elif os.path.samefile(path, ours):
             os.unlink(path)

@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "CODE": "code.gguf",
         }
         patch.setenv("FRCLI_CACHE", environ["FRCLI_CACHE"])
-        bundle = write_bundle(home / "models" / BUNDLES[0], EXPERTS, shape=SHAPE, precision="int4")
+        bundle = write_bundle(home / "models" / BUNDLES[0], EXPERTS, shape=SHAPE, precision="int4", context=2048)
         for name in BUNDLES[1:]:
             copy_bundle(bundle, home / "models" / name)
         write_template(template, bundle)
@@ -145,8 +145,8 @@ def write_template(folder: Path, bundle: Bundle) -> None:
     vocabularies.write_plain_tokenizer(checkpoint)
     shutil.copytree(folder / "math", folder / "path" / "to" / "peft")
     tiny.write_importance(folder / "imatrix.gguf", folder / "base.gguf")
-    for name, kind in (("model-f16", "F16"), ("model-q4", "Q4_0")):
-        tiny.write_gguf(folder / f"{name}.gguf", SHAPE, quantization=kind)
+    tiny.write_gguf(folder / "model-f16.gguf", SHAPE, quantization="F16")
+    tiny.write_gguf(folder / "model-q8.gguf", SHAPE, quantization="Q8_0")
     (folder / "book.txt").write_text("It was a bright cold day. " * 40)
     for name, row in ROWS.items():
         (folder / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * COUNT)

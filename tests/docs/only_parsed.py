@@ -35,10 +35,12 @@ def pip(root: Path, arguments: list[str]) -> str:
 
 
 def python(root: Path, arguments: list[str]) -> str:
-    """Options that the script does not have."""
+    """Options that the script does not have, if it has any."""
     script, *rest = arguments
     if not (root / script).is_file():
         return f"there is no {script}"
+    if "argparse" not in (root / script).read_text(encoding="utf-8"):
+        return ""
     return _unknown([sys.executable, str(root / script)], rest)
 
 

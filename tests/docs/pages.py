@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from frcli.chat.editor import PROMPT
-
 QUESTION, LEAVE = b"What is 12 * 13?\r", b"\x04"
+READING = "\x1b[?2004h"  # the line editor has the terminal mark what is pasted, as long as it reads a line
 SECONDS = 240  # for a command
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
@@ -31,17 +30,17 @@ class Ran:
 
 def lay_out(folder: Path, template: Path, root: Path) -> None:
     """Make the folder of a page: the template's files, the scripts of the repository, and a change for ``git diff``."""
-    shutil.copytree(template, folder, copy_function=os.link)
+    shutil.copytree(template, folder, copy_function=os.link)  # a copy would be as good, but takes time
     for part in ("benchmarks", "examples"):
         shutil.copytree(root / part, folder / part)
     (folder / "docs").mkdir()
+    subprocess.run("git init -q && git add -N book.txt", shell=True, cwd=folder, check=True)
 
 
 def run_commands(commands: Sequence[tuple[str, str]], folder: Path, environ: Mapping[str, str]) -> list[Ran]:
     """Run commands, each with the PATH before it, in one shell; what comes behind one that hangs is not run."""
     parts = ["set -o pipefail"]
-    for number, (path, text) in enumerate(commands):
-        parts.append(f"PATH='{path}'\n{{\n{text}\n}}\necho {number} $? >&9")
+    parts += [f"PATH='{path}'\n{{\n{text}\n}}\necho $? >&9" for path, text in commands]
     script = "\n".join(parts) + "\n"
     told_to, told = os.pipe()
     ours, theirs = pty.openpty()
@@ -66,28 +65,27 @@ def run_commands(commands: Sequence[tuple[str, str]], folder: Path, environ: Map
 
 
 def _watch(count: int, terminal: int, told: int) -> list[Ran]:
-    """Gather what is shown until all commands have ended; a question is asked at the first prompt of each."""
+    """Gather what is shown until all commands have ended; who is asked for a line asks a question, and leaves then."""
     ran = [Ran("")]
-    asked = 0
+    answered = 0
     end = time.monotonic() + SECONDS
     while ran[-1].code is None:
         ready, _, _ = select.select([terminal, told], [], [], max(0, end - time.monotonic()))
-        if not ready:
-            ran[-1].shown += f"\n(no end after {SECONDS} s)"
-            break
         if terminal in ready:
-            ran[-1].shown += _ESCAPES.sub("", os.read(terminal, 1 << 16).decode(errors="replace"))
-            if ran[-1].shown.endswith(PROMPT):
-                os.write(terminal, LEAVE if asked else QUESTION)
-                asked += 1
-        elif not (line := os.read(told, 1 << 16).decode()):
-            ran[-1].shown += "\n(the shell ended)"
-            break
-        else:
-            for each in line.splitlines():
-                ran[-1].code = int(each.split()[1])
+            ran[-1].shown += os.read(terminal, 1 << 16).decode(errors="replace")
+            if ran[-1].shown.count(READING) > answered:
+                os.write(terminal, LEAVE if answered else QUESTION)
+                answered += 1
+        elif told in ready and (lines := os.read(told, 1 << 16).decode()):
+            for line in lines.splitlines():
+                ran[-1].code = int(line)
                 if len(ran) < count:
                     ran.append(Ran(""))
-            asked = 0
+            answered = 0
             end = time.monotonic() + SECONDS
+        else:
+            ran[-1].shown += "\nthe shell ended" if ready else f"\nno end after {SECONDS} s"
+            break
+    for each in ran:
+        each.shown = _ESCAPES.sub("", each.shown)
     return ran

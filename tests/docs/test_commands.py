@@ -41,15 +41,17 @@ UNRUN = (
     Unrun(r"^lm_eval run", "fetches data sets"),
     Unrun(r"frcli generate .*--ray local", "needs Ray", "ray"),
     Unrun(r"frcli generate .*--ray \d", "needs a Ray cluster"),
-    Unrun(r"python benchmarks/(user_sizes|dlf)\.py \w* ?FOLDER", "writes models of 5.6 GB"),
-    Unrun(r"python benchmarks/genai_parity\.py", "needs onnxruntime-genai"),
-    Unrun(r"python rows\.py", "needs the datasets package and the hub"),
+    Unrun(r"^python benchmarks/(user_sizes|dlf)\.py \w* ?FOLDER", "writes models of 5.6 GB"),
+    Unrun(r"^python benchmarks/genai_parity\.py", "needs onnxruntime-genai"),
+    Unrun(r"^python examples/recipes/rows\.py", "needs the datasets package and the hub"),
 )
 # What is cut so that a command takes a second: what is written, and what is run.
 CUTS = (
     (r"@\d+:\d+", "@0:2"),
     (r"frcli bench(?! plot)", "frcli bench -n 4 -r 1"),
+    (r"frcli eval nll", "frcli eval nll --threads 1"),  # as FRCLI_THREADS says to the others
     (r"--limit \d+", "--limit 1"),
+    (r" --llama-bench \S+", ""),  # a program of llama.cpp that no package has
 )
 # What pages find in the environment beside what conftest.py gives to all.
 ENVIRON = {

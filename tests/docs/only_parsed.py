@@ -65,5 +65,8 @@ def _complaint(command: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    if os.environ.get("ONLY_PARSED"):
+        sys.exit("a program that is only checked calls another one that is")
+    os.environ["ONLY_PARSED"] = "1"
     checks = {"make": make, "pip": pip, "python": python, "lm_eval": lm_eval}
     sys.exit(checks[sys.argv[2]](Path(sys.argv[1]), sys.argv[3:]) or 0)

@@ -74,7 +74,7 @@ def page_id(page: Path) -> str:
 
 
 def unrun(command: str) -> Unrun | None:
-    found = next((each for each in UNRUN if re.search(each.pattern, command)), None)
+    found = next((each for each in UNRUN if re.search(each.pattern, command, re.DOTALL)), None)
     return None if found and found.package and ALL and find_spec(found.package) else found
 
 
@@ -111,7 +111,7 @@ def test_the_commands_of_the_page_run(page: Path, place: Place, tmp_path: Path) 
 
 @pytest.mark.parametrize("pattern", [*(each.pattern for each in UNRUN), *(pattern for pattern, _ in CUTS)])
 def test_the_tables_hold_nothing_that_no_page_has(pattern: str) -> None:
-    assert any(re.search(pattern, text) for text in all_commands())
+    assert any(re.search(pattern, text, re.DOTALL) for text in all_commands())
 
 
 def test_the_environment_is_of_pages_that_there_are() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 QUESTION, LEAVE = b"What is 12 * 13?\r", b"\x04"
 READING = "\x1b[?2004h"  # the line editor has the terminal mark what is pasted, as long as it reads a line
-SECONDS = 240  # for a command
+SECONDS = 600  # for a command, on a machine that has other work
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
 

@@ -49,7 +49,7 @@ def find_pages(root: Path) -> list[Path]:
     found = [root / "README.md", root / "benchmarks" / "README.md"]
     for folder, pattern in (("docs", "*.md"), ("models", "*.md"), ("examples", "*.py"), ("examples", "*.md")):
         found += sorted((root / folder).rglob(pattern))
-    return [page for page in found if page != root / "docs" / "reference.md"]  # tests/docs is not where it is tested
+    return [page for page in found if page != root / "docs" / "reference.md"]  # it has a test of its own
 
 
 def find_commands(text: str) -> list[Command]:

@@ -19,12 +19,13 @@ def write_bundle(
     shape: tiny.TinyShape = tiny.TinyShape(),  # noqa: B008 - frozen
     extra: str = "",
     gate_bias: float | None = None,
+    context: int = 256,
 ) -> Bundle:
     """A bundle in ``folder`` whose first expert is the base itself; its router's ONNX file goes to the cache unless
     ``build`` is False.
 
-    ``extra`` is more TOML for the end of the manifest, ``gate_bias`` gives the router a gate. Set ``FRCLI_CACHE``
-    first.
+    ``extra`` is more TOML for the end of the manifest, ``gate_bias`` gives the router a gate, ``context`` is the
+    bundle's own. Set ``FRCLI_CACHE`` first.
     """
     from converters.adapter import convert_adapter
 
@@ -40,7 +41,7 @@ def write_bundle(
             lines.append(f'adapter = "{name}.gguf"')
     tiny.write_trained(folder / "router.safetensors", shape, tuple(experts), gate_bias=gate_bias)
     lines += ["[router]", 'trained = "router.safetensors"', f'precision = "{precision}"']
-    lines += ["[defaults]", "gamma = 0.5", "context = 256"]
+    lines += ["[defaults]", "gamma = 0.5", f"context = {context}"]
     (folder / "bundle.toml").write_text("\n".join(lines) + "\n" + extra)
     bundle = read_bundle(str(folder))
     path = bundle.router_model()
@@ -52,5 +53,6 @@ def write_bundle(
         path.parent.mkdir(parents=True, exist_ok=True)
         vocabulary = vocabulary_hash(model.texts())
         model.close()
-        tiny.write_router(path, base, folder / "router.safetensors", tuple(experts), precision, 512, vocabulary)
+        longest = max(512, context)
+        tiny.write_router(path, base, folder / "router.safetensors", tuple(experts), precision, longest, vocabulary)
     return bundle

@@ -11,6 +11,7 @@ weights in every format, so a GGUF and a safetensors folder made from them are t
     write_peft(folder, ...)     a PEFT LoRA adapter for the model
     write_trained(path, ...)    router.safetensors: delta, routing head, names of the experts
     write_router(path, ...)     an ONNX router converted from a GGUF and a trained part
+    write_importance(path, ...) an importance matrix for the tensors of a GGUF
 """
 
 from __future__ import annotations
@@ -300,6 +301,25 @@ def write_router(
     from converters.router import convert_router
 
     convert_router(base, path, trained, experts, precision, context, vocabulary, verify=False)
+    return path
+
+
+def write_importance(path: Path, whole: Path, seed: int = 0) -> Path:
+    """Write an importance matrix for the GGUF ``whole`` as llama-imatrix does now, and return ``path``."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "imatrix")
+    writer.add_type("imatrix")
+    random = np.random.default_rng(seed)
+    for tensor in gguf.GGUFReader(whole).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
+            sums = random.random((1, int(tensor.shape[0])), dtype=np.float32) * 40
+            writer.add_tensor(f"{tensor.name}.in_sum2", sums)
+            writer.add_tensor(f"{tensor.name}.counts", np.full((1, 1), 10, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
     return path
 
 

@@ -1,7 +1,7 @@
 """Rows for the recipes: conversations and preferences of the hub as JSON lines that ``frcli train`` reads.
 
-    python rows.py perfectblend 20000 OUT.jsonl
-    python rows.py preferences 10000 OUT.jsonl
+    python examples/recipes/rows.py perfectblend 20000 OUT.jsonl
+    python examples/recipes/rows.py preferences 10000 OUT.jsonl
 
 Needs the ``datasets`` package and the network. Not run here, for want of a hub; fields as on the pages of the sets.
 """

@@ -47,23 +47,6 @@ def whole(source: Path) -> Path:
     return out
 
 
-def _importance(path: Path, whole: Path, seed: int = 0) -> Path:
-    """An importance matrix in the form that llama-imatrix writes now."""
-    writer = gguf.GGUFWriter(path, "imatrix")
-    writer.add_type("imatrix")
-    random = np.random.default_rng(seed)
-    for tensor in gguf.GGUFReader(whole).tensors:
-        if tensor.name.startswith("blk.") and len(tensor.shape) == 2:
-            sums = random.random((1, int(tensor.shape[0])), dtype=np.float32) * 40
-            writer.add_tensor(f"{tensor.name}.in_sum2", sums)
-            writer.add_tensor(f"{tensor.name}.counts", np.full((1, 1), 10, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 def test_the_file_says_what_it_is(source: Path, whole: Path) -> None:
     fields = {name: field.contents() for name, field in gguf.GGUFReader(whole).fields.items()}
     assert fields["general.name"] == "tiny-llama" and fields["general.license"] == "apache-2.0"
@@ -99,7 +82,7 @@ def test_an_importance_matrix_weighs(source: Path, whole: Path, tmp_path: Path) 
     with pytest.raises(ModelError, match="only with an importance matrix; give one with --imatrix"):
         convert_expert(source, tmp_path / "x.gguf", "IQ2_XXS")
     assert os.listdir(tmp_path) == []
-    matrix = _importance(tmp_path / "imatrix.gguf", whole)
+    matrix = tiny.write_importance(tmp_path / "imatrix.gguf", whole)
     convert_expert(source, tmp_path / "a.gguf", "IQ2_XXS", imatrix=matrix)
     convert_expert(source, tmp_path / "b.gguf", "Q4_0")
     convert_expert(source, tmp_path / "c.gguf", "Q4_0", imatrix=matrix)
@@ -116,7 +99,7 @@ def _tensor(path: Path, name: str) -> np.ndarray:
 
 
 def test_the_older_form_of_importance_matrices(whole: Path, tmp_path: Path) -> None:
-    new = read_importance(_importance(tmp_path / "new.gguf", whole))
+    new = read_importance(tiny.write_importance(tmp_path / "new.gguf", whole))
     data = struct.pack("<i", len(new))
     for name, values in new.items():
         data += struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 4, len(values))
@@ -137,7 +120,10 @@ def test_importance_matrices_that_are_none(source: Path, whole: Path, tmp_path: 
         refuse(tmp_path / f"{number}.dat", "cannot read .* make it with llama-imatrix")
     refuse(whole, "holds no importance matrix")
     other = tiny.write_gguf(tmp_path / "other.gguf", tiny.TinyShape(hidden=128))
-    refuse(_importance(tmp_path / "other-imatrix.gguf", other), "has 128 values for the 256 columns of blk.0.attn_q")
+    refuse(
+        tiny.write_importance(tmp_path / "other-imatrix.gguf", other),
+        "has 128 values for the 256 columns of blk.0.attn_q",
+    )
     with pytest.raises(UsageError, match="needs no importance matrix"):
         convert_expert(source, tmp_path / "x.gguf", "f16", imatrix=whole)
 

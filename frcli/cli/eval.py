@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frcli.bundle import DEFAULT_BUNDLE
 from frcli.cli.options import Fit, Force, GpuLayers, KvType
 from frcli.files import save
+from frcli.shelf import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from frcli.evaluation.nll import Sums

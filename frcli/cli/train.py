@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frcli.bundle import DEFAULT_BUNDLE
 from frcli.cli.options import Force
 from frcli.files import save
+from frcli.shelf import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from frcli.examples import Encoded

@@ -68,7 +68,7 @@ app = typer.Typer(
         --llama-bench ./llama-bench
 
     # every token as a picture
-    frcli bench smollm2-quartet --quick --trace trace.jsonl -o json > result.json
+    frcli bench smollm2-quartet --quick --trace trace.jsonl > result.md
     frcli bench plot trace.jsonl -o trace.svg
     """,
 )

@@ -190,7 +190,7 @@ def adapter(
     frcli convert router --base base.gguf --trained router \\
         -o router.onnx --precision int8
 
-    # one made of another checkpoint, for the tokenizer of the experts
+    # one of which all weights were trained (--full)
     frcli convert router --base router/model --trained router \\
         --vocab base.gguf -o router.onnx
     """
@@ -237,7 +237,8 @@ def router(
 @app.command(
     epilog="""
     # what quantizing has cost, on a text of yours; fails above the limit
-    frcli convert verify model-f16.gguf model-q4.gguf --text book.txt --max-kl 0.05
+    frcli convert verify model-f16.gguf model-q4.gguf --text book.txt \\
+        --max-kl 0.05
 
     # an adapter before and after conversion
     frcli convert verify math math.gguf --base base.gguf

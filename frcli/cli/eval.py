@@ -54,7 +54,8 @@ app = typer.Typer(
     "nll",
     epilog="""
     # experts, router and fused system on two domains
-    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl --data code=mbpp.jsonl
+    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl \\
+        --data code=mbpp.jsonl
 
     # how much of the router's logits is best, on the first 200 rows
     frcli eval nll smollm2-quartet --data math=gsm8k.jsonl@0:200 \\

@@ -20,9 +20,12 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from frcli.errors import BundleError
+from frcli.shelf import DEFAULT_BUNDLE as DEFAULT_BUNDLE
+from frcli.shelf import MANIFEST as MANIFEST
+from frcli.shelf import bundle_folders as bundle_folders
+from frcli.shelf import find_bundle
+from frcli.shelf import list_bundles as list_bundles
 
-MANIFEST = "bundle.toml"
-DEFAULT_BUNDLE = "smollm2-quartet"
 ROUTER_FORMAT = "1"  # of a router's ONNX file: what goes in, what comes out, what its metadata says
 _ROUTER_BUILD = 1  # raise it when the converter writes other numbers: routers in the cache are then built anew
 
@@ -270,32 +273,12 @@ def cache_folder() -> Path:
     return user_cache_path("frcli", appauthor=False)
 
 
-def bundle_folders() -> list[Path]:
-    """The folders in which a bundle's name is looked for: ``$FRCLI_MODELS``, the user's data folder, and what ships
-    with frcli.
-    """
-    from platformdirs import user_data_path
-
-    package = Path(__file__).parent
-    own = [Path(os.environ["FRCLI_MODELS"])] if os.environ.get("FRCLI_MODELS") else []
-    return [*own, user_data_path("frcli", appauthor=False) / "models", package.parent / "models", package / "models"]
-
-
-def list_bundles() -> list[Path]:
-    """Folders of all bundles that a name can reach, sorted by name; the first of several with one name wins."""
-    found: dict[str, Path] = {}
-    for folder in bundle_folders():
-        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
-            found.setdefault(manifest.parent.name, manifest.parent)
-    return [found[name] for name in sorted(found)]
-
-
 def read_bundle(name_or_path: str) -> Bundle:
     """The bundle with that name, or in that folder; only its manifest is read.
 
     Raises ``BundleError`` naming the file and the key when it is missing or wrong.
     """
-    folder = _find(name_or_path)
+    folder = find_bundle(name_or_path)
     path = folder / MANIFEST
     try:
         manifest = Manifest.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -309,27 +292,6 @@ def read_bundle(name_or_path: str) -> Bundle:
         problem = "is not a known key" if first["type"] == "extra_forbidden" else f"is wrong: {first['msg']}"
         raise BundleError(f"{path}: {key} {problem}", "compare it with docs/bundles.md") from None
     return Bundle(folder, manifest)
-
-
-def _find(name_or_path: str) -> Path:
-    try:
-        path = Path(name_or_path).expanduser()
-        if path.name == MANIFEST and path.is_file():
-            return path.parent
-        if (path / MANIFEST).is_file():
-            return path
-        is_folder = path.is_dir()
-    except (OSError, RuntimeError, ValueError):  # too long for a file name, or the home of nobody
-        path, is_folder = Path(), False
-    if is_folder and path != Path():
-        raise BundleError(f"{path} holds no {MANIFEST}", "give the folder of a bundle")
-    if path.name == name_or_path:
-        for folder in bundle_folders():
-            if (folder / name_or_path / MANIFEST).is_file():
-                return folder / name_or_path
-    known = ", ".join(folder.name for folder in list_bundles()) or "none"
-    shown = name_or_path if len(name_or_path) <= 60 else f"{name_or_path[:57]}..."
-    raise BundleError(f"there is no bundle {shown!r}", f"the bundles here are: {known}; a question goes behind -p")
 
 
 def file_sha256(path: Path) -> str:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
+from frcli.cli import completion
+from frcli.cli.command import Command, Group
 from frcli.cli.ui import complain, manner
 from frcli.errors import FrcliError, Interrupted
 
@@ -38,7 +40,7 @@ COMMANDS = {
 }
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """All commands by name, each a placeholder with its line of help until it is called."""
 
     def __init__(self, **attrs: Any) -> None:
@@ -73,6 +75,7 @@ def load(name: str) -> Any:
     # Plain help: it starts faster, and a file or a screen reader gets the same text.
     part.rich_markup_mode = None
     for registered in part.registered_commands:
+        registered.cls = Command
         if registered.callback is not None and not hasattr(registered.callback, "with_manner"):
             registered.callback = with_manner(registered.callback)
             registered.callback.with_manner = True  # type: ignore[attr-defined]
@@ -95,6 +98,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="""
+    # fetch the shipped bundle and talk with it
+    frcli models pull smollm2-quartet
+    frcli chat smollm2-quartet
+
+    # one answer, and a file of prompts
+    frcli chat -p "What is 17 * 23?"
+    frcli generate prompts.jsonl -o answers.jsonl
+
+    # what this machine has, and whether the bundle fits
+    frcli doctor
+    """,
 )
 
 
@@ -152,7 +167,7 @@ def _trace() -> None:
 
 def main() -> None:
     """The ``frcli`` program."""
-    code = run(sys.argv[1:])
+    code = completion.answer(run) if completion.asked() else run(sys.argv[1:])
     try:
         sys.stdout.flush()
     except OSError:

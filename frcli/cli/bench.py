@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
-from frcli.cli import ui
+from frcli.cli import completion, ui
+from frcli.cli.command import Group
 from frcli.cli.options import MEMORY, Bundle, Force, with_settings
 from frcli.config import Settings, read_settings
 from frcli.files import save
@@ -18,14 +18,25 @@ from frcli.files import save
 RUN = "run"
 
 
-class RunByDefault(TyperGroup):
+class RunByDefault(Group):
     """A group whose command ``run`` need not be named, and whose help is that of ``run`` and the list of commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put ``run`` in front, unless a command or the help is asked for."""
+        if not args and ctx.resilient_parsing:  # a shell asks what may come here
+            return list(super().parse_args(ctx, args))
         if not args or args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
             args = [RUN, *args]
         return list(super().parse_args(ctx, args))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """The commands, and what may come behind ``run``."""
+        run = self.commands[RUN]
+        within = run.make_context(RUN, [], parent=ctx, resilient_parsing=True)
+        if incomplete.startswith("-"):
+            return list(run.shell_complete(within, incomplete))
+        bundle = next(parameter for parameter in run.params if parameter.name == "bundle")
+        return [*super().shell_complete(ctx, incomplete), *bundle.shell_complete(within, incomplete)]
 
     def format_usage(self, ctx: Any, formatter: Any) -> None:
         """Both ways to call it."""
@@ -47,6 +58,19 @@ app = typer.Typer(
     cls=RunByDefault,
     help="Measure how fast a bundle runs: the fused system with and without drafts, many answers at once, each expert "
     "alone in llama.cpp, where the time and the memory go. Takes minutes; --quick takes less.",
+    epilog="""
+    # the shipped bundle on built-in prompts, in some minutes and in fewer
+    frcli bench smollm2-quartet
+    frcli bench smollm2-quartet --quick
+
+    # on prompts of yours, greedily and drawn, beside llama.cpp's own program
+    frcli bench smollm2-quartet --data gsm8k.jsonl@0:8 -t 0 -t 0.8 \\
+        --llama-bench ./llama-bench
+
+    # every token as a picture
+    frcli bench smollm2-quartet --quick --trace trace.jsonl > result.md
+    frcli bench plot trace.jsonl -o trace.svg
+    """,
 )
 DEFAULTS = Settings()
 
@@ -65,7 +89,13 @@ def run(
     tokens: Annotated[int, typer.Option("--tokens", "-n", min=2, help="Most tokens of an answer.")] = 128,
     temperature: Annotated[
         list[float] | None,
-        typer.Option("--temperature", "-t", help="Repeatable: each is measured. [default: 0]", show_default=False),
+        typer.Option(
+            "--temperature",
+            "-t",
+            metavar="NUMBER",
+            help="Repeatable: each is measured. [default: 0]",
+            show_default=False,
+        ),
     ] = None,
     sequences: Annotated[
         str, typer.Option("--sequences", metavar="N,N,...", help="Answers at once; empty: not measured.")
@@ -83,7 +113,14 @@ def run(
         bool, typer.Option("--quick", help="2 repetitions of at most 32 tokens, 1 and 4 answers at once.")
     ] = False,
     form: Annotated[
-        str, typer.Option("--output", "-o", metavar="md|json|jsonl|csv", help="Format of the results.")
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="md|json|jsonl|csv",
+            help="Format of the results.",
+            autocompletion=completion.one_of("md", "json", "jsonl", "csv"),
+        ),
     ] = "md",
     trace: Annotated[
         Path | None, typer.Option("--trace", metavar="FILE", help="Write every token to this file, as JSON lines.")
@@ -134,7 +171,16 @@ def run(
     ui.write(render(document, form))
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # write a trace, and draw it
+    frcli bench smollm2-quartet --quick --trace trace.jsonl
+    frcli bench plot trace.jsonl -o trace.svg
+
+    # the routing of more prompts
+    frcli bench plot trace.jsonl -o trace.svg --prompts 12
+    """
+)
 def plot(
     trace: Annotated[Path, typer.Argument(metavar="TRACE", help="File that --trace has written.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="SVG file to write.", show_default=False)],

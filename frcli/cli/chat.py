@@ -28,7 +28,23 @@ Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", he
 Continue = Annotated[bool, typer.Option("--continue", "-c", help="Go on with the last conversation.")]
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # talk, with each token in the colour of the expert that wrote it
+    frcli chat smollm2-quartet --show-experts
+
+    # one answer: from the command line, and about what comes through a pipe
+    frcli chat -p "What is 17 * 23?" -t 0
+    cat notes.txt | frcli chat -p "Say this in one sentence:"
+
+    # go on with the last conversation
+    frcli chat -c
+
+    # one expert alone, and an answer that fits a JSON Schema
+    frcli chat --policy expert:math
+    frcli chat -p "Three colours" --schema colours.schema.json > colours.json
+    """
+)
 @with_settings(("system", "show_experts", "marks", "markdown", "history", "schema", *DECODING), DEFAULTS)
 def chat(
     bundle: Bundle = None,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frcli.cli import ui
+from frcli.cli import completion, ui
+from frcli.cli.command import Group
 from frcli.cli.options import Force, Json
 from frcli.errors import DataError, ModelError, UsageError
 
@@ -15,7 +16,18 @@ if TYPE_CHECKING:
     from converters.verify import Verification
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Turn checkpoints, adapters and routers into what frcli runs."
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Turn checkpoints, adapters and routers into what frcli runs.",
+    epilog="""
+    # a checkpoint from the Hugging Face Hub, and an adapter of yours
+    frcli convert expert Qwen/Qwen2.5-0.5B-Instruct -o qwen.gguf --quant Q4_K_M
+    frcli convert adapter math --base base.gguf -o math.gguf
+
+    # what frcli train router has left
+    frcli convert router --base base.gguf --trained router -o router.onnx
+    """,
 )
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a PEFT adapter.", show_default=False)]
@@ -26,7 +38,13 @@ ExpertSource = Annotated[
     ),
 ]
 Quant = Annotated[
-    str, typer.Option("--quant", metavar="TYPE", help="f32, f16, bf16, or a type of llama.cpp's: Q4_K_M.")
+    str,
+    typer.Option(
+        "--quant",
+        metavar="TYPE",
+        help="f32, f16, bf16, or a type of llama.cpp's: Q4_K_M.",
+        autocompletion=completion.one_of("f32", "f16", "bf16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"),
+    ),
 ]
 Imatrix = Annotated[
     Path | None, typer.Option("--imatrix", help="Importance matrix, of llama-imatrix.", show_default=False)
@@ -49,16 +67,36 @@ Vocabulary = Annotated[
     typer.Option("--vocab", help="GGUF file with the experts' tokenizer; --base if not given.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
-Dtype = Annotated[str, typer.Option("--dtype", help="Numbers in the file: f16 or f32.")]
-Precision = Annotated[str, typer.Option("--precision", help="Weights of the router: int4, int8, fp16 or fp32.")]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="Numbers in the file: f16 or f32.", autocompletion=completion.one_of("f16", "f32")),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="Weights of the router: int4, int8, fp16 or fp32.",
+        autocompletion=completion.PRECISIONS,
+    ),
+]
 Head = Annotated[
     str | None,
     typer.Option(
-        "--head", help="Embedding and head in a precision of their own; with int4 they are int8.", show_default=False
+        "--head",
+        help="Embedding and head in a precision of their own; with int4 they are int8.",
+        show_default=False,
+        autocompletion=completion.PRECISIONS,
     ),
 ]
 Layers = Annotated[int, typer.Option("--layers", min=0, help="Keep the first so many layers; 0 for all.")]
-Target = Annotated[str, typer.Option("--target", help="cpu, or cuda: computes in fp16 (untested on a GPU).")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="cpu, or cuda: computes in fp16 (untested on a GPU).",
+        autocompletion=completion.one_of("cpu", "cuda"),
+    ),
+]
 Context = Annotated[
     int | None, typer.Option("--context", min=1, help="Most tokens; as the base, at most 8192, if not given.")
 ]
@@ -82,7 +120,19 @@ MaxKl = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # a checkpoint in a folder, quantized
+    frcli convert expert Qwen2.5-0.5B-Instruct -o qwen.gguf --quant Q4_K_M
+
+    # one from the Hugging Face Hub, at full size
+    frcli convert expert Qwen/Qwen2.5-0.5B-Instruct -o qwen.gguf
+
+    # a type that needs an importance matrix
+    frcli convert expert model -o model.gguf --quant IQ2_XXS \\
+        --imatrix imatrix.gguf
+    """
+)
 def expert(
     src: ExpertSource,
     out: Out,
@@ -109,7 +159,15 @@ def expert(
         ui.say(f"parity with {src}: {done.parity}")
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # the folder that frcli train expert or PEFT has written
+    frcli convert adapter math --base base.gguf -o math.gguf
+
+    # without the comparison: less memory and time
+    frcli convert adapter math --base base.gguf -o math.gguf --no-verify
+    """
+)
 def adapter(
     src: Source, base: Base, out: Out, dtype: Dtype = "f16", no_verify: NoVerify = False, force: Force = False
 ) -> None:
@@ -123,7 +181,20 @@ def adapter(
         ui.say(f"parity with {src}: {parity}")
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # a router that was trained on the experts' own base
+    frcli convert router --base base.gguf --trained router -o router.onnx
+
+    # one that is larger and nearer to what was trained
+    frcli convert router --base base.gguf --trained router \\
+        -o router.onnx --precision int8
+
+    # one of which all weights were trained (--full)
+    frcli convert router --base router/model --trained router \\
+        --vocab base.gguf -o router.onnx
+    """
+)
 def router(
     base: RouterBase,
     trained: Trained,
@@ -163,7 +234,19 @@ def router(
         ui.say(f"parity with {trained}: {parity}")
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # what quantizing has cost, on a text of yours; fails above the limit
+    frcli convert verify model-f16.gguf model-q4.gguf --text book.txt \\
+        --max-kl 0.05
+
+    # an adapter before and after conversion
+    frcli convert verify math math.gguf --base base.gguf
+
+    # a router, for a program to read
+    frcli convert verify router.safetensors router.onnx --base base.gguf --json
+    """
+)
 def verify(
     a: First,
     b: Second,

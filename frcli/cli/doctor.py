@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from frcli.cli import ui
+from frcli.cli.options import Bundle as Name
 from frcli.cli.options import Json
 from frcli.errors import FrcliError
 
@@ -30,7 +31,6 @@ REBUILD = (
 )
 # With all of CUDA and cuDNN that the wheel of onnxruntime-gpu needs, from the same index as the wheel itself.
 CUDA_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-Name = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,18 @@ class Check:
     advice: str = ""
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # this machine, the installation, and the bundle that chat would use
+    frcli doctor
+
+    # whether a bundle's files are whole and fit into memory
+    frcli doctor smollm2-quartet
+
+    # only what is wrong
+    frcli doctor --json | jq '.checks[] | select(.state != "ok")'
+    """
+)
 def doctor(bundle: Name = None, as_json: Json = False) -> None:
     """Check this machine, the installation and a bundle; the exit code is 1 when there is a problem."""
     checks = []

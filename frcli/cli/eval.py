@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frcli.bundle import DEFAULT_BUNDLE
+from frcli.cli import completion
+from frcli.cli.command import Group
 from frcli.cli.options import Fit, Force, GpuLayers, KvType
 from frcli.files import save
+from frcli.shelf import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from frcli.evaluation.nll import Sums
@@ -23,15 +25,47 @@ Outs = Annotated[
     typer.Option(
         "--out",
         "-o",
+        metavar="FILE",
         help="Write to this file: .md, .json or .html by its name; repeatable. Not given: Markdown on stdout.",
         show_default=False,
     ),
 ]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure a bundle on answers that are known.")
+BundleName = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles)
+]
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="Measure a bundle on answers that are known.",
+    epilog="""
+    # the bundle's policy and each expert alone, on the same 100 questions
+    frcli eval compare smollm2-quartet -t frcli_gsm8k=gsm8k.jsonl
+
+    # how probable the right answers are, without writing any
+    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl
+    """,
+)
 
 
-@app.command("nll")
+@app.command(
+    "nll",
+    epilog="""
+    # experts, router and fused system on two domains
+    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl \\
+        --data code=mbpp.jsonl
+
+    # how much of the router's logits is best, on the first 200 rows
+    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl@0:200 \\
+        --gammas 0,0.25,0.5,1
+
+    # other policies, and a router that was just converted
+    frcli eval nll smollm2-quartet --data math=gsm8k.jsonl --policy sum \\
+        --policy packllm --router new=router.onnx -o numbers.json
+    """,
+)
 def nll(
     data: Annotated[
         list[str],
@@ -41,14 +75,18 @@ def nll(
             help="NAME=PATH of JSON lines, or NAME=PATH@START:STOP; repeatable. Columns with one name are joined.",
         ),
     ],
-    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
+    bundle: BundleName = DEFAULT_BUNDLE,
     gammas: Annotated[
         str, typer.Option(help="Gammas of the fused system, separated by commas; empty: the bundle's own.")
     ] = "",
     policy: Annotated[
         list[str] | None,
         typer.Option(
-            "--policy", metavar="POLICY", help="A policy that is scored, too; repeatable.", show_default=False
+            "--policy",
+            metavar="POLICY",
+            help="A policy that is scored, too; repeatable.",
+            show_default=False,
+            autocompletion=completion.policies,
         ),
     ] = None,
     router: Annotated[
@@ -136,7 +174,21 @@ def nll(
     write(table(document) + "\n")
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    epilog="""
+    # the bundle's policy and each expert alone, as Markdown
+    frcli eval compare smollm2-quartet -t frcli_gsm8k=gsm8k.jsonl
+
+    # policies of your choice on two tasks, as a page and as numbers
+    frcli eval compare smollm2-quartet -t frcli_gsm8k=gsm8k.jsonl \\
+        -t frcli_mbpp=mbpp.jsonl --policy fusionroute --policy expert:math \\
+        --policy sum --limit 50 -o report.html -o numbers.json
+
+    # a task of lm-eval's own
+    frcli eval compare smollm2-quartet -t arc_easy --limit 200
+    """,
+)
 def compare_policies(
     task: Annotated[
         list[str],
@@ -147,7 +199,7 @@ def compare_policies(
             help="A task of ours (frcli eval tasks) or of lm-eval, and where its rows are; repeatable.",
         ),
     ],
-    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
+    bundle: BundleName = DEFAULT_BUNDLE,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -155,17 +207,37 @@ def compare_policies(
             metavar="POLICY",
             help="A policy to compare; repeatable. Not given: the bundle's own and each expert alone.",
             show_default=False,
+            autocompletion=completion.policies,
         ),
     ] = None,
     against: Annotated[
-        str, typer.Option(metavar="POLICY", help="Differences are from this one; the first if not given.")
+        str,
+        typer.Option(
+            metavar="POLICY",
+            help="Differences are from this one; the first if not given.",
+            autocompletion=completion.policies,
+        ),
     ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Items of each task, drawn by the seed; 0 for all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the items, and the resamples of the intervals.")] = 0,
     out: Outs = None,
     ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
-    parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
-    draft: Annotated[str, typer.Option(metavar="N|auto|off", help="Tokens to draft at a time.")] = "off",
+    parallel: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="How many answers to write at once.",
+            autocompletion=completion.one_of("auto"),
+        ),
+    ] = "auto",
+    draft: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto|off",
+            help="Tokens to draft at a time.",
+            autocompletion=completion.one_of("auto", "off"),
+        ),
+    ] = "off",
     threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
     kv_type: KvType = "f16",
     gpu_layers: GpuLayers = "auto",
@@ -227,7 +299,16 @@ def compare_policies(
         place.unlink(missing_ok=True)
 
 
-@app.command("report")
+@app.command(
+    "report",
+    epilog="""
+    # a page of what eval compare has written
+    frcli eval report numbers.json -o report.html
+
+    # the table on the terminal
+    frcli eval report numbers.json
+    """,
+)
 def report(
     numbers: Annotated[
         list[Path],
@@ -264,7 +345,16 @@ def report(
         raise DataError(f"{named} is no comparison: {error!r}", "give the JSON of eval compare") from None
 
 
-@app.command("tasks")
+@app.command(
+    "tasks",
+    epilog="""
+    # all of them
+    frcli eval tasks
+
+    # those of LogiGLUE
+    frcli eval tasks | grep logiglue
+    """,
+)
 def tasks() -> None:
     """The names of our own tasks, and of tags that stand for several; lm-eval's are known, too: lm_eval ls tasks."""
     from frcli.cli.ui import write

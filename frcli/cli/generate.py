@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frcli.cli import ui
+from frcli.cli import completion, ui
 from frcli.cli.options import DECODING, Force, with_settings
 from frcli.config import Settings, read_settings
 from frcli.errors import UsageError
@@ -33,20 +33,46 @@ Rows = Annotated[
     str, typer.Argument(metavar="IN", help="JSON lines of prompts; - is standard input.", show_default=False)
 ]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="File for the answers; standard output if not given.")]
-Name = Annotated[str | None, typer.Option("--bundle", "-b", metavar="BUNDLE", help="Name or folder of a bundle.")]
-Parallel = Annotated[str, typer.Option(metavar="N|auto", help="How many rows to answer at once.")]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--bundle", "-b", metavar="BUNDLE", help="Name or folder of a bundle.", autocompletion=completion.bundles
+    ),
+]
+Parallel = Annotated[
+    str,
+    typer.Option(metavar="N|auto", help="How many rows to answer at once.", autocompletion=completion.one_of("auto")),
+]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first rows.")]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Try rows again that failed in an earlier run.")]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget what an earlier run has answered.")]
 Lenient = Annotated[bool, typer.Option("--lenient", help="Keep unknown fields instead of refusing the row.")]
 Ray = Annotated[
     str | None,
-    typer.Option(metavar="local|ADDRESS", help="Answer on every node of a Ray cluster (needs the ray extra)."),
+    typer.Option(
+        metavar="local|ADDRESS",
+        help="Answer on every node of a Ray cluster (needs the ray extra).",
+        autocompletion=completion.one_of("auto", "local"),
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count tokens and estimate the time; write nothing.")]
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # a file of prompts; the same command goes on where it was cut off
+    frcli generate prompts.jsonl -o answers.jsonl -b smollm2-quartet
+
+    # how many tokens that is and how long it may take
+    frcli generate prompts.jsonl --dry-run
+
+    # one row from a pipe
+    echo '{"prompt": "What is 17 * 23?"}' | frcli generate - | jq -r .text
+
+    # try again what failed, eight rows at once
+    frcli generate prompts.jsonl -o answers.jsonl --retry-failed --parallel 8
+    """
+)
 @with_settings(("system", *DECODING), DEFAULTS)
 def generate(
     rows: Rows,

@@ -8,19 +8,41 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from frcli.cli import ui
+from frcli.cli import completion, ui
+from frcli.cli.command import Group
+from frcli.cli.options import Bundle as Name
 from frcli.cli.options import Force, Json
 from frcli.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from frcli.bundle import Artifact, Bundle
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="List, show, fetch and make bundles.")
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    add_completion=False,
+    help="List, show, fetch and make bundles.",
+    epilog="""
+    # which bundles there are, and fetch one
+    frcli models list
+    frcli models pull smollm2-quartet
 
-Name = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
+    # a bundle of your own files
+    frcli models new mine --base base.gguf --expert math=math.gguf
+    """,
+)
 
 
-@app.command("list")
+@app.command(
+    "list",
+    epilog="""
+    # names, and whether their files are here
+    frcli models list
+
+    # the names alone, for a script
+    frcli models list --json | jq -r '.[].name'
+    """,
+)
 def list_(as_json: Json = False) -> None:
     """List the bundles, and whether their files are here."""
     from frcli.bundle import bundle_folders, list_bundles, read_bundle
@@ -41,7 +63,18 @@ def list_(as_json: Json = False) -> None:
         ui.say(f"there are no bundles in {', '.join(map(str, bundle_folders()))}")
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # experts, router and defaults of the shipped bundle
+    frcli models show smollm2-quartet
+
+    # a bundle in a folder
+    frcli models show ./mine
+
+    # where its files are
+    frcli models show smollm2-quartet --json | jq -r '.files[].path'
+    """
+)
 def show(bundle: Name = None, as_json: Json = False) -> None:
     """Show what a bundle is made of, and where its files are."""
     from frcli.bundle import DEFAULT_BUNDLE, read_bundle
@@ -72,7 +105,15 @@ def show(bundle: Name = None, as_json: Json = False) -> None:
     ui.table(("file", "size", "sha256", "path"), rows)
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # fetch the shipped bundle's base and build its router
+    frcli models pull smollm2-quartet
+
+    # fetch and build everything again
+    frcli models pull smollm2-quartet --force
+    """
+)
 def pull(bundle: Name = None, force: Force = False) -> None:
     """Fetch a bundle's files and build its router.
 
@@ -87,7 +128,21 @@ def pull(bundle: Name = None, force: Force = False) -> None:
     ui.say(f"{read.name} is ready: frcli chat {bundle or read.name}")
 
 
-@app.command()
+@app.command(
+    epilog="""
+    # the base itself, an adapter, and a router that was trained for the two
+    frcli models new duo --base base.gguf --expert general \\
+        --expert math=math.gguf --router router/router.safetensors
+
+    # no router: every token from all experts together
+    frcli models new mix --base base.gguf --expert math=math.gguf \\
+        --expert code=code.gguf --policy sum
+
+    # where the files are, without copies, with a line on an expert
+    frcli models new mine --base base.gguf --expert math=math.gguf \\
+        --policy expert:math --about math="sums and proofs" --link
+    """
+)
 def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new bundle.", show_default=False)],
     base: Annotated[
@@ -106,10 +161,18 @@ def new(
         str, typer.Option(metavar="FILE", help="GGUF that the router is made of, if not base.")
     ] = "",
     precision: Annotated[
-        str, typer.Option(metavar="TYPE", help="int4, int8, fp16 or fp32: what the router is built in.")
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help="int4, int8, fp16 or fp32: what the router is built in.",
+            autocompletion=completion.PRECISIONS,
+        ),
     ] = "",
     large: Annotated[str, typer.Option(metavar="FILE", help="GGUF of a larger model that the experts steer.")] = "",
-    policy: Annotated[str, typer.Option(metavar="POLICY", help="How the models write together.")] = "",
+    policy: Annotated[
+        str,
+        typer.Option(metavar="POLICY", help="How the models write together.", autocompletion=completion.policies),
+    ] = "",
     gamma: Annotated[float | None, typer.Option(help="Weight of the router's own logits.", show_default=False)] = None,
     ctx: Annotated[int | None, typer.Option(help="Tokens of context.", show_default=False)] = None,
     system: Annotated[str, typer.Option(metavar="TEXT", help="System prompt.")] = "",

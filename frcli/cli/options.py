@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from frcli.cli import completion
 from frcli.cli.ui import manner
-from frcli.config import ABOUT, KINDS, NUMBER, SWITCH, TEXTS, WHOLE, Settings, flag, unescape
+from frcli.config import ABOUT, KINDS, NUMBER, SWITCH, TEXTS, WHOLE, Settings, flag, show, unescape
 
 MEMORY = ("kv_type", "gpu_layers", "fit")
 DECODING = (
@@ -34,12 +35,31 @@ _METAVARS = {
     "schema": "JSON|PATH",
     "system": "TEXT",
 }
+_COMPLETIONS: Mapping[str, Callable[..., list[str]]] = {
+    "policy": completion.policies,
+    "draft": completion.one_of("auto", "off"),
+    "kv_type": completion.kv_types,
+    "gpu_layers": completion.one_of("auto"),
+}
 
-Bundle = Annotated[str | None, typer.Argument(metavar="BUNDLE", help="Name or folder of a bundle.", show_default=False)]
+Bundle = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="BUNDLE",
+        help="Name or folder of a bundle.",
+        show_default=False,
+        autocompletion=completion.bundles,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
-KvType = Annotated[str, typer.Option("--kv-type", metavar="TYPE", help=ABOUT["kv_type"])]
-GpuLayers = Annotated[str, typer.Option("--gpu-layers", metavar="N|auto", help=ABOUT["gpu_layers"])]
+KvType = Annotated[
+    str, typer.Option("--kv-type", metavar="TYPE", help=ABOUT["kv_type"], autocompletion=_COMPLETIONS["kv_type"])
+]
+GpuLayers = Annotated[
+    str,
+    typer.Option("--gpu-layers", metavar="N|auto", help=ABOUT["gpu_layers"], autocompletion=_COMPLETIONS["gpu_layers"]),
+]
 Fit = Annotated[bool, typer.Option(help=ABOUT["fit"])]
 
 Command = Callable[..., Any]
@@ -73,8 +93,14 @@ def _parameter(name: str, default: Any) -> inspect.Parameter:
     types: Mapping[Any, Any] = {WHOLE: int | None, NUMBER: float | None, SWITCH: bool | None, TEXTS: list[str] | None}
     long = f"--{flag(name)}"
     spelled = [f"{long}/--no-{flag(name)}"] if kind is SWITCH else [*filter(None, [_SHORT.get(name)]), long]
-    shown = f" [default: {default:g}]" if kind in (WHOLE, NUMBER) and default is not None else ""
-    option = typer.Option(*spelled, help=ABOUT[name] + shown, show_default=False, metavar=_METAVARS.get(name))
+    shown = f" [default: {show(name, default)}]" if default not in (None, (), "") else ""
+    option = typer.Option(
+        *spelled,
+        help=ABOUT[name] + shown,
+        show_default=False,
+        metavar=_METAVARS.get(name),
+        autocompletion=_COMPLETIONS.get(name),
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[types.get(kind, str | None), option]
     )

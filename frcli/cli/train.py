@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from frcli.bundle import DEFAULT_BUNDLE
+from frcli.cli import completion
+from frcli.cli.command import Group
 from frcli.cli.options import Force
 from frcli.files import save
+from frcli.shelf import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from frcli.examples import Encoded
     from frcli.training.loop import Schedule
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     help="Train LoRA experts, and the router that leads them (needs the train extra).",
+    epilog="""
+    # an expert, and the file that the router is trained with
+    frcli train expert --base base.gguf --data math.jsonl -o math
+    frcli convert adapter math --base base.gguf -o math.gguf
+
+    # a router for the base and that expert
+    frcli train router --base base.gguf --expert general \\
+        --expert math=math.gguf --data mixed.jsonl -o router
+    """,
 )
 
 Base = Annotated[Path, typer.Option("--base", metavar="GGUF", help="GGUF file of the base model.")]
@@ -46,7 +58,13 @@ Length = Annotated[
 Rank = Annotated[int, typer.Option(min=1, help="Rank of the LoRA matrices; alpha is twice the rank.")]
 Seed = Annotated[int, typer.Option(help="Decides the order of the data and the initial weights.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")]
-Device = Annotated[str, typer.Option(help="Where to train, by torch's name: cpu, cuda, mps (untested but for cpu).")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="Where to train, by torch's name: cpu, cuda, mps (untested but for cpu).",
+        autocompletion=completion.one_of("cpu", "cuda", "mps"),
+    ),
+]
 SaveMemory = Annotated[
     bool, typer.Option("--save-memory", help="Compute inner values again instead of keeping them: a third slower.")
 ]
@@ -56,7 +74,20 @@ Pack = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")]
 
 
-@app.command("expert")
+@app.command(
+    "expert",
+    epilog="""
+    # rows of prompt and answer from one domain; goes on where it was cut off
+    frcli train expert --base base.gguf --data math.jsonl -o math
+
+    # how many steps, how much memory and time
+    frcli train expert --base base.gguf --data math.jsonl -o math --dry-run
+
+    # the first 2000 rows three times, with less memory
+    frcli train expert --base base.gguf --data math.jsonl@0:2000 -o math \\
+        --epochs 3 --batch-tokens 768 --save-memory
+    """,
+)
 def expert(
     base: Base,
     data: Data,
@@ -93,7 +124,24 @@ def expert(
     typer.echo(f"wrote {out}; convert it with: frcli convert adapter {out} --base {base} -o NAME.gguf", err=True)
 
 
-@app.command("router")
+@app.command(
+    "router",
+    epilog="""
+    # the paper's losses, for three experts of which one is the base itself
+    frcli train router --base base.gguf --expert general \\
+        --expert math=math.gguf --expert code=code.gguf \\
+        --data mixed.jsonl -o router
+
+    # the likelihood of the fused distribution instead
+    frcli train router --base base.gguf --expert general \\
+        --expert math=math.gguf --data mixed.jsonl --objective fused -o router
+
+    # go on with preference pairs (CDPO)
+    frcli train router --base base.gguf --expert general \\
+        --expert math=math.gguf --data mixed.jsonl --start router \\
+        --pairs pairs.jsonl -o router-cdpo
+    """,
+)
 def router(
     base: Base,
     data: Data,
@@ -119,7 +167,10 @@ def router(
     rank: Rank = 32,
     objective: Annotated[
         str,
-        typer.Option(help="sft: the paper's loss; fused: likelihood of the right token under the fused distribution."),
+        typer.Option(
+            help="sft: the paper's loss; fused: likelihood of the right token under the fused distribution.",
+            autocompletion=completion.one_of("sft", "fused"),
+        ),
     ] = "sft",
     lam: Annotated[
         float, typer.Option("--lambda", min=0, help="sft: weight of the routing loss; the paper has 1/3.")
@@ -241,17 +292,44 @@ def router(
     )
 
 
-@app.command("pairs")
+@app.command(
+    "pairs",
+    epilog="""
+    # four answers to each prompt; goes on where it was cut off
+    frcli train pairs smollm2-quartet --data gsm8k.jsonl -o pairs.jsonl
+
+    # more answers, of one expert
+    frcli train pairs smollm2-quartet --data gsm8k.jsonl --samples 8 \\
+        --policy expert:math -o pairs.jsonl
+    """,
+)
 def pairs(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON lines of prompt, chosen, rejected.")],
-    bundle: Annotated[str, typer.Argument(help="A bundle's name or folder.")] = DEFAULT_BUNDLE,
-    policy: Annotated[str | None, typer.Option(help="Who answers; the bundle's own policy if not given.")] = None,
+    bundle: Annotated[
+        str,
+        typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles),
+    ] = DEFAULT_BUNDLE,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="Who answers; the bundle's own policy if not given.",
+            autocompletion=completion.policies,
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, max=10, help="At which they are drawn.")] = 0.8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 320,
     ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
-    parallel: Annotated[str, typer.Option(metavar="N|auto", help="How many answers to write at once.")] = "auto",
+    parallel: Annotated[
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="How many answers to write at once.",
+            autocompletion=completion.one_of("auto"),
+        ),
+    ] = "auto",
     seed: Seed = 1,
     threads: Threads = 0,
     force: Force = False,

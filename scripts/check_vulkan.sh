@@ -3,16 +3,24 @@
 #
 #   scripts/check_vulkan.sh [FOLDER]
 #
-# Installs Mesa's driver and the build tools with apt-get (Debian, Ubuntu; as root or with sudo), makes an environment in
-# FOLDER (.venv-vulkan if not given), builds llama-cpp-python there with its Vulkan backend, and runs tests/gpu. The build
-# takes from a quarter of an hour to an hour on two cores; a second run uses it again.
+# Installs Mesa's driver and the build tools with apt-get (Debian, Ubuntu; as root or with sudo), builds a wheel of
+# llama-cpp-python with its Vulkan backend in FOLDER (frcli-vulkan in the user's cache if not given), and runs tests/gpu
+# in an environment that is gone afterwards. The build takes up to an hour on two cores; the wheel stays in FOLDER, and
+# the next run uses it again. $PYTHON is the Python to use.
 set -eu
 
+case ${1:-} in
+-*)
+    echo "usage: scripts/check_vulkan.sh [FOLDER]" >&2
+    exit 2
+    ;;
+esac
+folder=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/frcli-vulkan}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 cd "$(dirname "$0")/.."
-folder=${1:-.venv-vulkan}
-python=${PYTHON:-python3}
 
-packages="mesa-vulkan-drivers libvulkan-dev spirv-headers glslc cmake g++"
+packages="mesa-vulkan-drivers libvulkan-dev spirv-headers glslc g++"
 missing=
 for package in $packages; do
     dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $package"
@@ -25,20 +33,31 @@ if [ -n "$missing" ]; then
     $sudo apt-get install --yes --no-install-recommends $missing
 fi
 
-if [ ! -f "$folder/.built" ]; then
-    "$python" -m venv "$folder"
-    "$folder/bin/python" -m pip install --quiet --upgrade "pip>=25.1"
-    requirement=$("$folder/bin/python" -c 'import tomllib
-with open("pyproject.toml", "rb") as file:
-    print(*(each for each in tomllib.load(file)["project"]["dependencies"] if each.startswith("llama-cpp-python")))')
-    # No cache: a wheel that was built for the processor would be taken from there, and this one by others.
-    CMAKE_ARGS="-DGGML_VULKAN=on" "$folder/bin/python" -m pip install --no-cache-dir --no-binary llama-cpp-python "$requirement"
-    "$folder/bin/python" -m pip install --quiet --editable . --group dev
-    touch "$folder/.built"
-fi
-
 # llama.cpp passes over Vulkan devices that are processors unless they are named, and only Mesa's own driver shall be seen.
 driver=$(find /usr/share/vulkan/icd.d -name 'lvp_icd*.json' | head -n 1)
 [ -n "$driver" ] || { echo "check_vulkan.sh: Mesa's software driver is not in /usr/share/vulkan/icd.d" >&2; exit 1; }
-GGML_VK_VISIBLE_DEVICES=0 VK_ICD_FILENAMES="$driver" VK_DRIVER_FILES="$driver" \
-    exec "$folder/bin/python" -m pytest tests/gpu/check_vulkan.py
+export GGML_VK_VISIBLE_DEVICES=0 VK_ICD_FILENAMES="$driver" VK_DRIVER_FILES="$driver"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+"${PYTHON:-python3}" -m venv "$work/venv"
+python="$work/venv/bin/python"
+"$python" -m pip install --quiet --upgrade "pip>=25.1"
+
+requirement=$("$python" -c 'import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(*(each for each in tomllib.load(file)["project"]["dependencies"] if each.startswith("llama-cpp-python")))')
+from_folder() { # a wheel of another version than pyproject.toml asks for is passed over
+    "$python" -m pip --isolated install --quiet --no-index --no-deps --find-links "$folder" "$requirement"
+}
+if ! from_folder 2>/dev/null; then
+    # pip's own cache is left out: a wheel that was built for the processor would be taken from there, and this one by others.
+    CMAKE_ARGS="-DGGML_VULKAN=on ${CMAKE_ARGS:-}" "$python" -m pip wheel --no-cache-dir --no-deps \
+        --no-binary llama-cpp-python --wheel-dir "$folder" "$requirement"
+    from_folder
+fi
+"$python" -m pip install --quiet --editable . --group dev
+
+PYTHONDONTWRITEBYTECODE=1 "$python" -m pytest tests/gpu/check_vulkan.py -p no:cacheprovider --basetemp "$work/tests"

@@ -14,6 +14,7 @@ def write_bundle(
     folder: Path,
     experts: Sequence[str] = ("general", "math", "code"),
     *,
+    own: Sequence[str] = (),
     build: bool = True,
     precision: str = "fp32",
     shape: tiny.TinyShape = tiny.TinyShape(),  # noqa: B008 - frozen
@@ -21,8 +22,8 @@ def write_bundle(
     gate_bias: float | None = None,
     context: int = 256,
 ) -> Bundle:
-    """A bundle in ``folder`` whose first expert is the base itself; its router's ONNX file goes to the cache unless
-    ``build`` is False.
+    """A bundle in ``folder`` whose first expert is the base itself, and those in ``own`` models of their own; its
+    router's ONNX file goes to the cache unless ``build`` is False.
 
     ``extra`` is more TOML for the end of the manifest, ``gate_bias`` gives the router a gate, ``context`` is the
     bundle's own. Set ``FRCLI_CACHE`` first.
@@ -39,7 +40,11 @@ def write_bundle(
                 tiny.write_peft(folder / f"{name}-peft", shape, seed=seed), base, folder / f"{name}.gguf", dtype="f32"
             )
             lines.append(f'adapter = "{name}.gguf"')
-    tiny.write_trained(folder / "router.safetensors", shape, tuple(experts), gate_bias=gate_bias)
+    for seed, name in enumerate(own, 100):
+        tiny.write_gguf(folder / f"{name}.gguf", shape, seed)
+        lines += [f"[experts.{name}]", f'file = "{name}.gguf"']
+    experts = (*experts, *own)
+    tiny.write_trained(folder / "router.safetensors", shape, experts, gate_bias=gate_bias)
     lines += ["[router]", 'trained = "router.safetensors"', f'precision = "{precision}"']
     lines += ["[defaults]", "gamma = 0.5", f"context = {context}"]
     (folder / "bundle.toml").write_text("\n".join(lines) + "\n" + extra)
@@ -54,5 +59,5 @@ def write_bundle(
         vocabulary = vocabulary_hash(model.texts())
         model.close()
         longest = max(512, context)
-        tiny.write_router(path, base, folder / "router.safetensors", tuple(experts), precision, longest, vocabulary)
+        tiny.write_router(path, base, folder / "router.safetensors", experts, precision, longest, vocabulary)
     return bundle

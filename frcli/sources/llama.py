@@ -65,9 +65,9 @@ class LlamaModel:
     """The weights and the vocabulary of one GGUF file.
 
     ``gpu_layers`` of its last layers go to GPUs (the head counts as one; negative: all), split between them as
-    ``gpu_split`` says, by free memory if it does not. A ``simulated`` model has no weights: contexts on it say in
-    llama.cpp's log what they would take. Raises ``ModelError`` when the file is missing, is not a GGUF, is cut short,
-    or holds a model that cannot be rewound.
+    ``gpu_split`` says, by free memory if it does not; with 0 no GPU is used for it at all. A ``simulated`` model has no
+    weights: contexts on it say in llama.cpp's log what they would take. Raises ``ModelError`` when the file is missing,
+    is not a GGUF, is cut short, or holds a model that cannot be rewound.
     """
 
     def __init__(
@@ -87,6 +87,9 @@ class LlamaModel:
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
         params.n_gpu_layers = gpu_layers
+        if gpu_layers == 0:
+            # Or else llama.cpp sends long calls through the first GPU all the same, and keeps buffers there for that.
+            params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, -1
         if any(gpu_split):
             shares = (ctypes.c_float * lib.llama_max_devices())(*gpu_split[: lib.llama_max_devices()])
             params.tensor_split = shares  # read while the model is loaded

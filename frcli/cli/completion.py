@@ -48,7 +48,7 @@ def bundles(incomplete: str) -> list[str]:
 
 def policies(ctx: typer.Context, incomplete: str) -> list[str]:
     """Policies that the chosen bundle can serve, with its experts behind those that take one."""
-    manifest = _manifest(ctx.params.get("bundle"))
+    manifest = _manifest(ctx.params.get("bundle") or _argument(ctx, "bundle"))
     experts = list(manifest.get("experts", ()))
     policy, colon, named = incomplete.partition(":")
     if colon:
@@ -60,6 +60,13 @@ def policies(ctx: typer.Context, incomplete: str) -> list[str]:
             if not need or need in manifest:
                 offered += [f"{name}:{expert}" for expert in experts]
     return [text for text in offered if text.startswith(incomplete)]
+
+
+def _argument(ctx: typer.Context, name: str) -> str | None:
+    """An argument that stands before an option without its value, which click has not taken up then."""
+    arguments = [param.name for param in ctx.command.params if param.param_type_name == "argument"]
+    at = arguments.index(name) if name in arguments else len(ctx.args)
+    return ctx.args[at] if at < len(ctx.args) else None
 
 
 def kv_types(incomplete: str) -> list[str]:

@@ -76,6 +76,8 @@ class Killing:
         lines = [{"custom_id": name, "prompt": f"{name} and more"} for name in self._ids]
         self._rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
         self._flags = ["-n", str(arguments.tokens), "--parallel", str(arguments.parallel), "--threads", "1"]
+        # Rows are written beside other rows after a kill: with caches in 16 bits that decides near-ties.
+        self._flags += ["--kv-type", "f32"]
         self._kept: Path | None = getattr(arguments, "out", None)
         self._found: Counter[str] = Counter()
         self._seconds = 0.0  # of the runs before

@@ -183,6 +183,8 @@ class Script:
         self._view.answer = self._view.error = None
         self._view.stop_after = self._random.randrange(12) if self._random.random() < 0.05 else -1
         kind = self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
+        if self._turns and not self._turns[-1][1] and self._random.random() < 0.6:  # what one does with a full context
+            kind = self._random.choice(("clear", "undo", "pop", "edit"))
         self.counts[kind] += 1
         self._line = getattr(self, f"_{kind}")()
         return self._line

@@ -197,6 +197,8 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
     if not 0 < layers <= 1024:
         raise ValueError(f"{layers} layers")
     head_dim = int(values.get("head_dim") or hidden // heads)
+    if not 0 < head_dim <= 1 << 16:  # lists of this length are made before any tensor has confirmed it
+        raise ValueError(f"heads of {head_dim} numbers")
     rope = _rope(values)
     theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
     context = int(values.get("max_position_embeddings", 2048))

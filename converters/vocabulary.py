@@ -170,7 +170,7 @@ def _by_id(vocab: Mapping[str, int]) -> tuple[list[str], list[int]]:
 
 
 def _merges(model: Mapping[str, Any]) -> list[str]:
-    return [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return [_unicode(merge if isinstance(merge, str) else " ".join(merge)) for merge in model["merges"]]
 
 
 def _pieces(file: Path) -> tuple[list[str], list[int], list[float], bool]:

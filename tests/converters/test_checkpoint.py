@@ -100,6 +100,7 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         ({"model_type": "gpt2"}, "'gpt2'"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"hidden_size": "many"}, "makes no sense"),
+        ({"hidden_size": 1 << 64}, "makes no sense"),
         ({"num_hidden_layers": 3}, "lacks the tensor model.layers.2"),
         ({"num_hidden_layers": 1}, "models of the family llama do not have"),
         ({"intermediate_size": 128}, "where its configuration says"),

@@ -168,6 +168,7 @@ def _change(folder: Path, **values: Any) -> None:
         ({"added_tokens": [{"id": 1 << 40, "content": "x"}]}, "ids and the embedding only 300 rows"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1 << 40}, "merges": []}}, "ids and the embedding only 300"),
         ({"model": {"type": "BPE", "vocab": {"a": 0, "b": -1}, "merges": []}}, "has the id -1"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["\ud800 a"]}}, "cannot be read: UnicodeEncodeError"),
     ],
 )
 def test_refused(change: dict[str, Any], match: str, tmp_path: Path) -> None:

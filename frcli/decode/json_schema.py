@@ -336,7 +336,7 @@ def _types(schema: Mapping[str, Any], said: set[str], place: str) -> list[str]:
         return [kind for kind in ("object", "array", "string", "number") if said & set(_KEYWORDS[kind])][:1]
     kinds = [given] if isinstance(given, str) else _list(given, f"{place}.type")
     for kind in kinds:
-        if kind not in _KEYWORDS:
+        if not isinstance(kind, str) or kind not in _KEYWORDS:
             raise UsageError(f"{_part(place)} has the type {kind!r}", f"it is one of {', '.join(_KEYWORDS)}")
     return kinds
 

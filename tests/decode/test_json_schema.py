@@ -172,6 +172,7 @@ def deep(levels: int) -> dict[str, Any]:
     [
         ([], "the schema is [];"),
         ({"type": "strin"}, "the schema has the type 'strin'; it is one of object"),
+        ({"type": [[]]}, "the schema has the type []; it is one of object"),
         (
             {"properties": {"a": {"pattern": "x"}}},
             "the schema's properties.a.pattern is nothing that a grammar can keep",

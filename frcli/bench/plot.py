@@ -18,7 +18,7 @@ from frcli.decode.stopwatch import PARTS
 PARTS_SHOWN = (*PARTS, "rest")
 # Dark enough for white letters, light enough for a dark page.
 _PART_COLOURS = ("#8661b8", "#2f6fb0", "#b3631a", "#3d8355", "#b0456c", "#6b7280")
-_EXPERT_COLOURS = ("#2f6fb0", "#b3631a", "#3d8355", "#b0456c", "#8661b8", "#857a1c", "#2b8282", "#8f5840")
+EXPERT_COLOURS = ("#2f6fb0", "#b3631a", "#3d8355", "#b0456c", "#8661b8", "#857a1c", "#2b8282", "#8f5840")
 SEVERAL = "+"  # the mark of a token that several experts wrote together
 
 _LEFT, _WIDTH, _CELL, _PER_LINE = 250, 1180, 7, 128
@@ -37,6 +37,8 @@ text, .fill { fill: #768390 }
 }
 .head { font-size: 15px; font-weight: 600 }
 .small { font-size: 10px }
+.mono { font-family: ui-monospace, Menlo, Consolas, monospace }
+.code { font-size: 11px }
 .mid { text-anchor: middle }
 .end { text-anchor: end }
 text.in { fill: #ffffff; text-anchor: middle }
@@ -49,15 +51,29 @@ class Canvas:
 
     parts: list[str] = field(default_factory=list)
     y: float = 0.0
+    width: float = _WIDTH
 
     def text(self, x: float, y: float, text: str, kind: str = "") -> None:
         """Text whose baseline begins at (x, y)."""
         style = f' class="{kind}"' if kind else ""
         self.parts.append(f'<text x="{x:g}" y="{y:g}"{style}>{escape(text)}</text>')
 
-    def box(self, x: float, y: float, width: float, height: float, colour: str) -> None:
+    def box(self, x: float, y: float, width: float, height: float, colour: str, opacity: float = 1.0) -> None:
         """A filled rectangle."""
-        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:.2f}" height="{height:g}" fill="{colour}"/>')
+        faint = f' opacity="{opacity:g}"' if opacity < 1 else ""
+        self.parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:.2f}" height="{height:g}" fill="{colour}"{faint}/>')
+
+    def frame(self, x: float, y: float, width: float, height: float, dashes: str = "") -> None:
+        """The outline of a rectangle in the colour of the text."""
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        size = f'width="{width:.2f}" height="{height:g}"'
+        self.parts.append(f'<rect class="line" x="{x:g}" y="{y:g}" {size} fill="none"{dashed}/>')
+
+    def curve(self, points: Sequence[tuple[float, float]], colour: str, dashes: str = "") -> None:
+        """A line through the points."""
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        self.parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>')
 
     def line(self, x: float, y: float, to_x: float, to_y: float) -> None:
         """A line in the colour of the text."""
@@ -71,11 +87,13 @@ class Canvas:
         """A cross in the colour of the text."""
         self.parts.append(f'<path class="line" d="M{x - 2:g} {y - 2:g}l4 4m0 -4l-4 4" fill="none"/>')
 
-    def svg(self, title: str) -> str:
+    def svg(self, title: str, description: str = "") -> str:
         """The whole picture."""
-        size = f'width="{_WIDTH}" height="{self.y:g}" viewBox="0 0 {_WIDTH} {self.y:g}"'
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">'
-        return "\n".join([head, f"<title>{escape(title)}</title>", f"<style>{_STYLE}</style>", *self.parts, "</svg>\n"])
+        size = f'width="{self.width:g}" height="{self.y:g}" viewBox="0 0 {self.width:g} {self.y:g}"'
+        head = [f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', f"<title>{escape(title)}</title>"]
+        if description:
+            head.append(f"<desc>{escape(description)}</desc>")
+        return "\n".join([*head, f"<style>{_STYLE}</style>", *self.parts, "</svg>\n"])
 
 
 def draw(traced: Sequence[Traced], prompts: int = 4) -> str:
@@ -103,7 +121,7 @@ def costs(lines: Iterable[Traced]) -> dict[str, float]:
 def _draw_costs(canvas: Canvas, by_name: Mapping[str, dict[str, float]]) -> None:
     canvas.text(10, 24, "What a token costs, in milliseconds", "head")
     canvas.y = 36
-    _legend(canvas, [(part, colour) for part, colour in zip(PARTS_SHOWN, _PART_COLOURS, strict=True)])
+    legend(canvas, [(part, colour) for part, colour in zip(PARTS_SHOWN, _PART_COLOURS, strict=True)])
     longest = max((sum(parts.values()) for parts in by_name.values()), default=0.0)
     scale = (_WIDTH - _LEFT - 70) / longest if longest > 0 else 0.0
     for name, parts in by_name.items():
@@ -122,12 +140,13 @@ def _draw_costs(canvas: Canvas, by_name: Mapping[str, dict[str, float]]) -> None
     canvas.y += 14
 
 
-def _legend(canvas: Canvas, entries: Sequence[tuple[str, str]]) -> None:
-    x = float(_LEFT)
+def legend(canvas: Canvas, entries: Sequence[tuple[str, str]], left: float = _LEFT) -> None:
+    """Names beside their colours, in lines from ``left`` on."""
+    x = left
     for name, colour in entries:
         width = 26 + 7 * len(name)
-        if x > _LEFT and x + width > _WIDTH:
-            x, canvas.y = float(_LEFT), canvas.y + 18
+        if x > left and x + width > canvas.width:
+            x, canvas.y = left, canvas.y + 18
         canvas.box(x, canvas.y, 11, 11, colour)
         canvas.text(x + 16, canvas.y + 10, name)
         x += width
@@ -146,11 +165,11 @@ def initials(names: Sequence[str]) -> dict[str, str]:
 
 def _draw_routing(canvas: Canvas, groups: Mapping[str, Sequence[Traced]], prompts: int) -> None:
     names = list(dict.fromkeys(name for lines in groups.values() for line in lines for name in line.experts))
-    colours = {name: _EXPERT_COLOURS[i % len(_EXPERT_COLOURS)] for i, name in enumerate(names)}
+    colours = {name: EXPERT_COLOURS[i % len(EXPERT_COLOURS)] for i, name in enumerate(names)}
     marks = initials(names)
     canvas.text(10, canvas.y + 18, "Which expert wrote which token", "head")
     canvas.y += 30
-    _legend(canvas, [(f"{marks[name]} = {name}", colours[name]) for name in names])
+    legend(canvas, [(f"{marks[name]} = {name}", colours[name]) for name in names])
     canvas.dot(_LEFT + 5, canvas.y + 5)
     canvas.text(_LEFT + 16, canvas.y + 10, "a draft that was accepted")
     canvas.cross(_LEFT + 205, canvas.y + 6)

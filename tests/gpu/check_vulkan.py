@@ -59,7 +59,9 @@ def frcli(cache: None) -> Callable[..., str]:
 
 
 def gpu() -> Device:
-    return next(device for device in devices() if device.kind == GPU)
+    found = [device for device in devices() if device.kind == GPU]
+    assert found, "llama.cpp sees no device but the processor: run scripts/check_vulkan.sh"
+    return found[0]
 
 
 def on_device(caplog: pytest.LogCaptureFixture, kind: str = "model") -> list[int]:

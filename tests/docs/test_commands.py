@@ -46,6 +46,10 @@ UNRUN = (
     Unrun(r"^frcli bench --data", "takes half a minute", "frcli"),
     Unrun(r"^python benchmarks/dlf\.py text", "takes half a minute", "frcli"),
     Unrun(r"^python benchmarks/(user_sizes|dlf)\.py (speed )?FOLDER", "writes models of 5.6 GB"),
+    Unrun(
+        r"^python benchmarks/(kill_batch|fuzz|soak|agreement)\.py",
+        "takes up to half an hour; tests/benchmarks tries it",
+    ),
     Unrun(r"^python benchmarks/genai_parity\.py", "needs onnxruntime-genai"),
     Unrun(r"^python examples/recipes/rows\.py", "needs the datasets package and the hub"),
 )

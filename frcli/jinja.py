@@ -229,6 +229,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self._weigh(made)
         return made
 
+    def wrap_str_format(self, value: Any) -> _Function | None:
+        """Look at what a text is formatted by: Jinja's own wrapper does not say whose method it is."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+        inner: _Function = wrapped
+
+        def run(*args: Any, **named: Any) -> Any:
+            text = value.__self__
+            self._foresee("format", self._weigh(text, *args, *named.values()), (text, *args), named)
+            return inner(*args, **named)
+
+        return run
+
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may have the attribute: of texts only methods whose results are no larger than they."""
         if isinstance(obj, str) and attr not in _METHODS:

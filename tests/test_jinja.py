@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import pytest
 
@@ -90,6 +91,22 @@ def test_a_template_that_wants_too_much_is_one_sentence(name: str, monkeypatch: 
     )
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", [name for name in HUGE if "width" in name or name in ("ljust", "zfill", "a product")])
+def test_what_is_too_large_is_not_made_first(name: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError):
+            ChatTemplate(HUGE[name]).render([{"role": "user", "content": "x"}])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 27
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["{{ '{} and {x}'.format(1, x='two') }}", "{{ '%s and two' % 1 }}"])
+def test_plain_formats_work(text: str) -> None:
+    assert ChatTemplate(text).render([{"role": "user", "content": "x"}]) == "1 and two"
 
 
 @pytest.mark.parametrize("source", ESCAPES)

@@ -45,6 +45,7 @@ CHOICE = {
 }
 PAIR = {"prompt": "What is 2 + 2?", "chosen": "4", "rejected": "5"}
 ROWS: Mapping[str, Mapping[str, object]] = {
+    "preferences": {"prompt": "What is 1 + 2?", "chosen": "1 + 2 = 3", "rejected": "It is 4."},
     **dict.fromkeys(("prompts", "in", "questions"), {"prompt": QUESTION["prompt"]}),
     **dict.fromkeys(("rows", "train", "mixed", "data"), QUESTION),
     **dict.fromkeys(("gsm8k", "gsm8k_dev", "gsm8k_train", "wordproblems_train"), SUM),

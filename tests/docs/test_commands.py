@@ -67,7 +67,7 @@ ENVIRON = {
         "BASE": "path/to/model",
         "EXPERTS": "math=path/to/model code=path/to/model",
         "DATA": "rows.jsonl",
-        "PREFERENCES": "pairs.jsonl",
+        "PREFERENCES": "preferences.jsonl",
         "DEVICE": "cpu",
     },
 }

@@ -42,6 +42,7 @@ from frcli.decode.batch import Request, write_many
 from frcli.decode.engine import Engine, Options
 from frcli.decode.loop import Step
 from frcli.decode.sampler import Sampling
+from frcli.files import save
 
 NEAR, NEAR_F16 = 1e-4, 3e-2  # logits
 PROMPTS = 8
@@ -225,7 +226,7 @@ def main() -> None:
     told = {**result, "failures": len(failures), "seed": arguments.seed, "seconds": round(time.monotonic() - began, 1)}
     text = json.dumps(told, indent=2) + "\n"
     if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+        save(text, arguments.out)
     print(text, end="")
     sys.exit(int(bool(failures)))
 

@@ -40,6 +40,7 @@ import vocabularies  # noqa: E402
 from user_files import write_user_files  # noqa: E402
 
 from frcli.errors import FrcliError  # noqa: E402
+from frcli.files import save  # noqa: E402
 
 _MEMORY = 6 << 30  # bytes of address space beyond which a reader counts as boundless
 _SECONDS, _LONGEST = 20.0, 1800.0  # of the processor and of the clock, for one file: the machine may be busy
@@ -98,9 +99,7 @@ def add(path: Path, name: str, counts: dict[str, Any]) -> None:
     report = json.loads(path.read_text()) if path.exists() else {}
     before = report.get(name, {})
     report[name] = {key: before[key] + value if before else value for key, value in counts.items()}
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(json.dumps(report, indent=1) + "\n")
-    beside.replace(path)
+    save(json.dumps(report, indent=1) + "\n", path)
 
 
 # -------------------------------------------------------------------------------------------------------------- readers

@@ -30,6 +30,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from frcli.files import save
+
 ROOT = Path(__file__).resolve().parent.parent
 _COUNTS = (
     "points",
@@ -125,9 +127,7 @@ class Killing:
 
     def _keep(self, began: float) -> None:
         if self._kept is not None:
-            beside = self._kept.with_name(f"{self._kept.name}.part")
-            beside.write_text(json.dumps(self._result(began), indent=2) + "\n")
-            beside.replace(self._kept)
+            save(json.dumps(self._result(began), indent=2) + "\n", self._kept)
 
     def _start(self, out: Path) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "frcli", "generate", str(self._rows), "-o", str(out)]

@@ -36,6 +36,7 @@ from chat_script import Script, Watched, Wrong
 from frcli.chat.session import Session
 from frcli.chat.store import Store
 from frcli.config import Settings
+from frcli.files import save
 
 if TYPE_CHECKING:
     from frcli.bundle import Bundle
@@ -120,7 +121,7 @@ def main() -> None:
         result = soak(Path(folder), arguments.turns, arguments.seed)
     text = json.dumps(result, indent=2) + "\n"
     if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+        save(text, arguments.out)
     print(text, end="")
     before, after = result["open_files"]  # type: ignore[misc]
     sys.exit(int(float(str(result["growth"])) >= MOST_GROWTH or after > before))

@@ -9,6 +9,7 @@ from pathlib import Path
 from frcli.bench.trace import read_trace
 from frcli.chat.store import read_conversation
 from frcli.config import Settings, read_settings
+from frcli.decode.stopwatch import PARTS
 from frcli.errors import DataError
 from frcli.jobs.files import JobFiles
 from frcli.jobs.formats import BadRow, read_row
@@ -72,8 +73,6 @@ _TRACED = {
 
 def write_user_files(folder: Path) -> dict[str, tuple[Path, str, Callable[[Path], object]]]:
     """Write them to the new ``folder``; returns the file, the form of its changes, and what reads it, by name."""
-    from frcli.bench.trace import PARTS
-
     folder.mkdir()
     journal = [{"key": f"k{number}", "record": {"id": number, "text": "\u00e9"}} for number in range(3)]
     texts = {

@@ -13,7 +13,7 @@ import typer
 
 from frcli.cli import completion
 from frcli.cli.command import Group
-from frcli.cli.options import Fit, Force, GpuLayers, KvType
+from frcli.cli.options import BundleName, Context, Fit, Force, GpuLayers, KvType, Parallel
 from frcli.files import save
 from frcli.shelf import DEFAULT_BUNDLE
 
@@ -29,10 +29,6 @@ Outs = Annotated[
         help="Write to this file: .md, .json or .html by its name; repeatable. Not given: Markdown on stdout.",
         show_default=False,
     ),
-]
-
-BundleName = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles)
 ]
 
 app = typer.Typer(
@@ -221,15 +217,8 @@ def compare_policies(
     limit: Annotated[int, typer.Option(min=0, help="Items of each task, drawn by the seed; 0 for all.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Draws the items, and the resamples of the intervals.")] = 0,
     out: Outs = None,
-    ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
-    parallel: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto",
-            help="How many answers to write at once.",
-            autocompletion=completion.one_of("auto"),
-        ),
-    ] = "auto",
+    ctx: Context = None,
+    parallel: Parallel = "auto",
     draft: Annotated[
         str,
         typer.Option(

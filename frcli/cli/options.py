@@ -51,6 +51,18 @@ Bundle = Annotated[
         autocompletion=completion.bundles,
     ),
 ]
+BundleName = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles)
+]
+Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)]
+Parallel = Annotated[
+    str,
+    typer.Option(
+        metavar="N|auto",
+        help="How many answers to write at once.",
+        autocompletion=completion.one_of("auto"),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Write JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 KvType = Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from frcli.cli import completion
 from frcli.cli.command import Group
-from frcli.cli.options import Force
+from frcli.cli.options import BundleName, Context, Force, Parallel
 from frcli.files import save
 from frcli.shelf import DEFAULT_BUNDLE
 
@@ -306,10 +306,7 @@ def router(
 def pairs(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="JSON lines of prompt, chosen, rejected.")],
-    bundle: Annotated[
-        str,
-        typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles),
-    ] = DEFAULT_BUNDLE,
+    bundle: BundleName = DEFAULT_BUNDLE,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -321,15 +318,8 @@ def pairs(
     samples: Annotated[int, typer.Option(min=1, max=64, help="Answers to each prompt.")] = 4,
     temperature: Annotated[float, typer.Option(min=0.01, max=10, help="At which they are drawn.")] = 0.8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer.")] = 320,
-    ctx: Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)] = None,
-    parallel: Annotated[
-        str,
-        typer.Option(
-            metavar="N|auto",
-            help="How many answers to write at once.",
-            autocompletion=completion.one_of("auto"),
-        ),
-    ] = "auto",
+    ctx: Context = None,
+    parallel: Parallel = "auto",
     seed: Seed = 1,
     threads: Threads = 0,
     force: Force = False,

@@ -20,6 +20,11 @@ class KvType(NamedTuple):
         """Whether it comes in blocks, which attention can only read as values with flash attention."""
         return self.numbers > 1
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is float32, which attention reads as it is only without flash attention."""
+        return self.bytes == 4
+
 
 KV_TYPES: Mapping[str, KvType] = {
     "f32": KvType(0, 1, 4),

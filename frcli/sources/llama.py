@@ -390,5 +390,5 @@ def keep_as(kv_type: str, params: Any, lib: Any) -> None:
     params.type_k = params.type_v = KV_TYPES[kv_type].id
     if KV_TYPES[kv_type].quantized:
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    elif kv_type == "f32":  # flash attention would read them in 16 bits after all
+    elif KV_TYPES[kv_type].exact:  # flash attention would read them in 16 bits after all
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

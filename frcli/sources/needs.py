@@ -69,7 +69,7 @@ def compute_bytes(shape: ModelShape, running: Running) -> int:
     """Bytes of one context's compute and output buffers."""
     logits = min(max(running.rows, running.sequences), running.tokens) * shape.vocab * 4
     step = running.tokens * 4
-    cell = 2 if running.kv_type != "f32" else 4 + 4 * shape.hidden // shape.key_length
+    cell = 4 + 4 * shape.hidden // shape.key_length if KV_TYPES[running.kv_type].exact else 2
     return step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + running.tokens * running.cells * cell + logits
 
 

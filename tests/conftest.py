@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ALL = os.environ.get("FRCLI_TEST_ALL") == "1"
+
+
+def _settings() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(("FRCLI_", "XDG_")) or name == "HOME"}
+
+
+SETTINGS = _settings()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Fail the last test of a file that leaves frcli's settings changed: tests behind it would look for the shipped
+    bundle in the wrong folder, and skip.
+    """
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        assert _settings() == SETTINGS, f"{item.path.name}, or a fixture that outlives it, leaves settings changed"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     kept.pop("NO_COLOR", None)
     folders = {"XDG_DATA_HOME": "data", "XDG_CONFIG_HOME": "config", "FRCLI_CACHE": "cache", "FRCLI_MODELS": "models"}
     folders |= {"HF_HOME": "hf", "HOME": ""}
-    with Hub() as hub, pytest.MonkeyPatch.context() as patch:
+    with Hub() as hub:
         environ = {
             **kept,
             **{name: str(home / folder) for name, folder in folders.items()},
@@ -97,11 +97,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
             "MATH": "math.gguf",
             "CODE": "code.gguf",
         }
-        patch.setenv("FRCLI_CACHE", environ["FRCLI_CACHE"])
-        bundle = write_bundle(home / "models" / BUNDLES[0], EXPERTS, shape=SHAPE, precision="int4", context=2048)
-        for name in BUNDLES[1:]:
-            copy_bundle(bundle, home / "models" / name)
-        write_template(template, bundle)
+        with pytest.MonkeyPatch.context() as patch:  # and no longer: tests that come after want the real cache
+            patch.setenv("FRCLI_CACHE", environ["FRCLI_CACHE"])
+            bundle = write_bundle(home / "models" / BUNDLES[0], EXPERTS, shape=SHAPE, precision="int4", context=2048)
+            for name in BUNDLES[1:]:
+                copy_bundle(bundle, home / "models" / name)
+            write_template(template, bundle)
         for repository in ("OWNER/NAME", "Qwen/Qwen2.5-0.5B-Instruct"):
             hub.add_folder(repository, template / "path" / "to" / "model")
         with tempfile.TemporaryDirectory() as short:  # a socket's address has some 100 characters at most

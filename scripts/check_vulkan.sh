@@ -5,8 +5,9 @@
 #
 # Installs Mesa's driver and the build tools with apt-get (Debian, Ubuntu; as root or with sudo), builds a wheel of
 # llama-cpp-python with its Vulkan backend in FOLDER (frcli-vulkan in the user's cache if not given), and runs tests/gpu
-# in an environment that is gone afterwards. The build takes up to an hour on two cores; the wheel stays in FOLDER, and
-# the next run uses it again. $PYTHON is the Python to use.
+# in an environment that is gone afterwards. The build takes some ten minutes on two cores; the wheel stays in FOLDER, and
+# the next run uses it again. $PYTHON is the Python to use, $VULKAN_HEADERS an include folder with newer headers of Vulkan
+# than the distribution's.
 set -eu
 
 case ${1:-} in
@@ -53,8 +54,14 @@ from_folder() { # a wheel of another version than pyproject.toml asks for is pas
     "$python" -m pip --isolated install --quiet --no-index --no-deps --find-links "$folder" "$requirement"
 }
 if ! from_folder 2>/dev/null; then
+    headers=${VULKAN_HEADERS:-/usr/include}
+    if ! grep -q VkLayerSettingEXT "$headers/vulkan/vulkan_core.h" 2>/dev/null; then  # Debian 12 has 1.3.239
+        echo "check_vulkan.sh: the headers in $headers/vulkan are none that llama.cpp compiles with (it needs" \
+            "VK_EXT_layer_settings): set VULKAN_HEADERS to the include folder of newer ones, such as Debian 13's libvulkan-dev" >&2
+        exit 1
+    fi
     # pip's own cache is left out: a wheel that was built for the processor would be taken from there, and this one by others.
-    CMAKE_ARGS="-DGGML_VULKAN=on ${CMAKE_ARGS:-}" "$python" -m pip wheel --no-cache-dir --no-deps \
+    CMAKE_ARGS="-DGGML_VULKAN=on -DVulkan_INCLUDE_DIR=$headers ${CMAKE_ARGS:-}" "$python" -m pip wheel --no-cache-dir --no-deps \
         --no-binary llama-cpp-python --wheel-dir "$folder" "$requirement"
     from_folder
 fi

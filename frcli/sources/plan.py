@@ -155,10 +155,15 @@ def make_plan(needed: Demand, running: Running, available: Sequence[Device], gpu
 def _units(model: ModelNeed, running: Running) -> list[int]:
     """Bytes that each layer takes on a GPU with its part of adapters and KV caches, from the head to the first."""
     shape, contexts = model.shape, len(model.contexts)
-    adapter = sum(model.adapters) // len(shape.layers)
+    adapter = _adapter_bytes(model)
     kept = kv_bytes(shape, running)
     layers = [weights + adapter + contexts * kv for weights, kv in zip(shape.layers, kept, strict=True)]
     return [shape.head + shape.tied, *reversed(layers)]
+
+
+def _adapter_bytes(model: ModelNeed) -> int:
+    """Bytes of all adapters for each layer of the model, rounded up: what fits by layers shall fit as a whole."""
+    return -(-sum(model.adapters) // len(model.shape.layers))
 
 
 def _fill(units: Sequence[int], fixed: int, room: Sequence[int]) -> tuple[int, ...]:
@@ -192,7 +197,6 @@ def _shares(model: ModelNeed, placement: Placement, running: Running, places: Se
     shape, contexts = model.shape, len(model.contexts)
     count = len(shape.layers)
     packed = [sum(kinds.get(kind, 0) for kind in repacked_types()) for kinds in shape.repackable] or [0] * (count + 1)
-    adapter = sum(model.adapters) / count
     kept, compute = kv_bytes(shape, running), contexts * compute_bytes(shape, running)
     ends = [count + 1 - placement.on_gpu]
     for number in placement.gpus:
@@ -219,5 +223,5 @@ def _shares(model: ModelNeed, placement: Placement, running: Running, places: Se
             else:
                 mapped += packed[count]
         kv = contexts * sum(kept[layer] for layer in layers)
-        shares.append(Share(model.role, device.name, weights, round(adapter * len(layers)), kv, buffers, mapped))
+        shares.append(Share(model.role, device.name, weights, _adapter_bytes(model) * len(layers), kv, buffers, mapped))
     return shares

@@ -29,7 +29,9 @@ SHAPE = replace(tiny.TinyShape(), hidden=256, layers=3, heads=4, kv_heads=2, int
 LAYERS = SHAPE.layers + 1  # the head is one
 TOKENS = list(range(3, 60))
 RESERVE = 512 * MIB  # what a plan leaves free on a GPU
-TOLERANCE = 0.05  # of logits of float32 weights that reach from -10 to 10, with keys and values in f16
+# Of logits that reach 23 of float32 weights, by type of keys and values: about twice what Mesa's software device was
+# seen to differ by (0.026, 0.064 and 0.20). It multiplies in 16 bits.
+TOLERANCES = {"f32": 0.05, "f16": 0.13, "q8_0": 0.4}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def cache(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache that has the bundle's router, and no settings of the user."""
     monkeypatch.setenv("FRCLI_CACHE", str(bundle.folder.parent / "cache"))
-    monkeypatch.setenv("FRCLI_CONFIG", str(bundle.folder.parent / "config.toml"))
+    settings = bundle.folder.parent / "config.toml"
+    settings.touch()
+    monkeypatch.setenv("FRCLI_CONFIG", str(settings))
 
 
 @pytest.fixture
@@ -64,10 +68,10 @@ def gpu() -> Device:
     return found[0]
 
 
-def on_device(caplog: pytest.LogCaptureFixture, kind: str = "model") -> list[int]:
-    """Bytes of each buffer of that kind that llama.cpp says it has on the device."""
+def on_device(caplog: pytest.LogCaptureFixture, kind: str = "model") -> list[float]:
+    """MiB of each buffer of that kind that llama.cpp says it has on the device, to the second decimal."""
     said = re.compile(rf"{gpu().name} +{kind} buffer size = +([\d.]+) MiB")
-    return [int(float(found[1]) * MIB) for found in map(said.search, caplog.messages) if found]
+    return [float(found[1]) for found in map(said.search, caplog.messages) if found]
 
 
 def rows(bundle: Bundle, **options: object) -> dict[str, Logits]:
@@ -104,8 +108,9 @@ def test_layers_go_where_the_plan_says(
         shares = [share for share in engine.plan.shares if share.device == gpu().name]
         for name in bundle.experts:
             engine.expert(name).extend([Feed(0, TOKENS)])
-    assert sum(on_device(caplog)) == pytest.approx(sum(share.weights for share in shares), rel=0.02)
-    assert sum(on_device(caplog, "KV")) == pytest.approx(sum(share.kv for share in shares), rel=0.02)
+    for kind, planned in ("model", [share.weights for share in shares]), ("KV", [share.kv for share in shares]):
+        said = on_device(caplog, kind)
+        assert sum(said) == pytest.approx(sum(planned) / MIB, rel=0.02, abs=0.0051 * len(said))  # each is rounded
     assert len(on_device(caplog)) == (2 if count else 0)  # the base and the expert of its own
     assert bool(on_device(caplog, "compute")) == bool(count)
 
@@ -127,13 +132,13 @@ def test_a_device_with_too_little_room(
         assert [(place.role, place.on_gpu) for place in engine.plan.placements] == [("base", base), ("expert own", own)]
     caplog.clear()
     for name, row in rows(bundle).items():
-        np.testing.assert_allclose(row, expected[name], atol=TOLERANCE, rtol=0)
+        np.testing.assert_allclose(row, expected[name], atol=TOLERANCES["f16"], rtol=0)
     assert len(on_device(caplog)) == (2 if own else 1)
 
 
 @pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("layers", [-1, 2])
-@pytest.mark.parametrize(("kv_type", "tolerance"), [("f32", TOLERANCE), ("f16", TOLERANCE), ("q8_0", 0.5)])
+@pytest.mark.parametrize(("kv_type", "tolerance"), TOLERANCES.items())
 def test_logits_are_the_processors(bundle: Bundle, layers: int, kv_type: str, tolerance: float) -> None:
     expected = rows(bundle, gpu_layers=0, kv_type=kv_type)
     for name, row in rows(bundle, gpu_layers=layers, kv_type=kv_type).items():
@@ -153,8 +158,9 @@ def test_tokens_are_the_processors(bundle: Bundle, draft: str) -> None:
 
 
 def test_chat_answers(bundle: Bundle, frcli: Callable[..., str]) -> None:
-    said = [frcli("chat", bundle.folder, "-p", "the", "-n", "6", "-t", "0", "--gpu-layers", n) for n in ("99", "0")]
-    assert said[0].strip() and said[0] == said[1]
+    command = ("chat", bundle.folder, "-p", "the", "-n", "8", "-t", "0", "--repeat-penalty", "3")  # or it is one token
+    said = [frcli(*command, "--gpu-layers", layers) for layers in ("99", "0")]
+    assert len(set(said[0])) > 3 and said[0] == said[1]
 
 
 def test_generate_answers_two_rows(bundle: Bundle, frcli: Callable[..., str], tmp_path: Path) -> None:

@@ -157,6 +157,21 @@ def test_as_many_layers_as_have_room_go_to_a_gpu(free: float, experts: int) -> N
         assert free >= 6
 
 
+@pytest.mark.parametrize("more", range(4))
+def test_a_byte_too_little_is_too_little(more: int) -> None:
+    """Adapters whose bytes layers do not divide evenly, too."""
+    needed = team(router=False)
+    model = replace(needed.models[0], adapters=(0, 80 * MIB + more, 31))
+    needed, running = replace(needed, models=(model,)), Running(4096)
+    whole = make_plan(needed, running, [host(64), gpu(24)])
+    taken = next(share.bytes for share in whole.shares if share.device == "CUDA0")
+    counts = []
+    for free in (taken, taken - 1):
+        device = replace(gpu(24), free=free + 512 * MIB)
+        counts.append(make_plan(needed, running, [host(64), device]).placement("base").on_gpu)
+    assert counts == [33, 32]
+
+
 def test_the_router_has_the_gpu_first_and_only_if_it_was_made_for_one() -> None:
     devices = (host(64), gpu(8))
     plan = make_plan(team(), Running(4096), devices)

@@ -55,6 +55,15 @@ BundleName = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.", autocompletion=completion.bundles)
 ]
 Context = Annotated[int | None, typer.Option(min=16, help="Tokens of prompt and answer.", show_default=False)]
+Data = Annotated[
+    list[str],
+    typer.Option(
+        "--data",
+        metavar="PATH[@START:STOP]",
+        help="JSON lines, or a slice of their rows; repeatable, a file given twice counts twice.",
+    ),
+]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")]
 Parallel = Annotated[
     str,
     typer.Option(

@@ -12,7 +12,7 @@ import tiny
 from bundles import write_bundle
 
 from frcli.bundle import read_bundle
-from frcli.cli.eval import table
+from frcli.cli.nll import table
 
 ROWS = [{"prompt": f"the {i}", "answer": "and of"} for i in range(4)]
 

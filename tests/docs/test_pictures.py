@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import xml.etree.ElementTree as ET
 from types import ModuleType
 
 import pytest
 from conftest import ROOT
+from programs import load_script
 
 NAMES = ("routing", "writers", "drafts", "catch-up", "fused")
 
 
 @pytest.fixture(scope="module")
 def pictures() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "scripts" / "pictures.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pictures"] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pictures")
 
 
 def test_all_pictures_are_known(pictures: ModuleType) -> None:

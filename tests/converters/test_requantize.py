@@ -207,6 +207,9 @@ def test_a_script_of_llama_cpps(source: Path, whole: Path, tmp_path: Path) -> No
 
 def test_where_a_checkpoint_is(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub.source_folder(str(source)) == source
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)  # beside a clone there may be anything
     for name in (str(tmp_path / "none"), "a/b/c", "../x", "model"):
         with pytest.raises(ModelError, match="there is no folder"):
             hub.source_folder(name)

@@ -5,9 +5,9 @@
 #
 # Installs Mesa's driver and the build tools with apt-get (Debian, Ubuntu; as root or with sudo), builds a wheel of
 # llama-cpp-python with its Vulkan backend in FOLDER (frcli-vulkan in the user's cache if not given), and runs tests/gpu
-# in an environment that is gone afterwards. The build takes a quarter of an hour on two cores; the wheel stays in FOLDER, and
-# the next run uses it again. $PYTHON is the Python to use, $VULKAN_HEADERS an include folder with newer headers of Vulkan
-# than the distribution's.
+# in an environment that is gone afterwards. The build takes a quarter of an hour on two cores; the wheel stays in FOLDER,
+# and the next run uses it again. $PYTHON is the Python to use, $VULKAN_HEADERS an include folder with newer headers of
+# Vulkan than the distribution's.
 set -eu
 
 case ${1:-} in

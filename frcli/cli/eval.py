@@ -11,7 +11,7 @@ import typer
 from frcli.cli import completion
 from frcli.cli.command import Group
 from frcli.cli.nll import EXAMPLES, nll
-from frcli.cli.options import BundleName, Context, Fit, Force, GpuLayers, KvType, Parallel
+from frcli.cli.options import BundleName, Context, Fit, Force, GpuLayers, KvType, Parallel, Threads
 from frcli.files import save
 from frcli.shelf import DEFAULT_BUNDLE
 
@@ -101,7 +101,7 @@ def compare_policies(
             autocompletion=completion.one_of("auto", "off"),
         ),
     ] = "off",
-    threads: Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")] = 0,
+    threads: Threads = 0,
     kv_type: KvType = "f16",
     gpu_layers: GpuLayers = "auto",
     fit: Fit = True,

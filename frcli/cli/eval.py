@@ -186,7 +186,8 @@ def report(
 ) -> None:
     """Write comparisons again from their JSON, as Markdown, HTML or one JSON.
 
-    Several are joined if they asked the same items of the same bundle; a policy that is in two counts as in the last.
+    Several are joined if they are of one bundle and have the same items where they have the same task; what is in two
+    counts as in the last, and speeds, which compare only within one run, are left out.
     """
     from frcli.errors import DataError
     from frcli.evaluation.joining import join

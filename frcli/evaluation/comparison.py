@@ -271,11 +271,16 @@ def _run(
     for name, task in chosen.items():
         cells[name] = _cell(name, task, found) | recorder.taken.get(name, {})
         _sample(name, policy, found["samples"][name], recorder, document)
+    document["systems"][policy] = summary(cells)
+
+
+def summary(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A system of the document, by what it did in each task."""
     tokens, calls, timed, seconds = (
         sum(cell.get(what, 0) for cell in cells.values()) for what in ("tokens", "calls", "timed", "seconds")
     )
     errors = [cell["stderr"] for cell in cells.values()]
-    document["systems"][policy] = {
+    return {
         "tasks": cells,
         MEAN: float(np.mean([cell["mean"] for cell in cells.values()])),
         "stderr": math.sqrt(sum(error**2 for error in errors)) / len(errors) if None not in errors else None,

@@ -7,6 +7,8 @@ from typing import Any
 
 from frcli.evaluation.comparison import MEAN
 
+_COSTS = (("tokens_per_second", "tokens/s", ".1f"), ("calls_per_token", "calls/token", ".2f"))
+
 
 def short(task: str) -> str:
     """A task's name without our prefix."""
@@ -31,14 +33,14 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _scores(document: Mapping[str, Any]) -> str:
     tasks, systems = list(document["tasks"]), document["systems"]
     best = best_means(document)
+    costs = [cost for cost in _COSTS if any(result[cost[0]] for result in systems.values())]
     rows = []
     for system, result in systems.items():
         cells = [_score(result["tasks"][task], best[task]) for task in tasks] + [_score(result, best[MEAN])]
-        speed, calls = result["tokens_per_second"], result["calls_per_token"]
-        rows.append([system, *cells, f"{speed:.1f}" if speed else "", f"{calls:.2f}" if calls else ""])
+        rows.append([system, *cells, *(f"{result[key]:{form}}" if result[key] else "" for key, _, form in costs)])
     items = [str(len(task["items"])) for task in document["tasks"].values()]
-    rows.append(["*items*", *items, str(sum(map(int, items))), "", ""])
-    return _table(["", *map(short, tasks), "mean", "tokens/s", "calls/token"], rows)
+    rows.append(["*items*", *items, str(sum(map(int, items))), *("" for _ in costs)])
+    return _table(["", *map(short, tasks), "mean", *(title for _, title, _ in costs)], rows)
 
 
 def best_means(document: Mapping[str, Any]) -> dict[str, float]:

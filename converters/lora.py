@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.decoder import ALL_ROWS, HEAD, Array, Checkpoint, DecoderConfig, layer_and_part
-from converters.hugging import open_safetensors, read_json, read_tensor
+from converters.hugging import open_safetensors, read_json, read_tensor, refuse_pickles
 from frcli.errors import ModelError
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>[AB])\.(?:default\.)?weight")
@@ -75,6 +75,7 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         )
 
     file = folder / "adapter_model.safetensors"
+    refuse_pickles(folder, file.name)
     handle = open_safetensors(file)
     pairs: dict[str, dict[str, Array]] = {}
     for name in handle.keys():  # noqa: SIM118 - not a dict

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import tiny
 import vocabularies
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from converters import foreign, hub
 from converters.checkpoint import open_checkpoint
 from converters.decoder import EMBEDDING
 from converters.expert import convert_expert
-from converters.requantize import read_importance, type_names
+from converters.requantize import _fitting, read_importance, requantize, type_names
 from frcli.errors import FetchError, ModelError, OutputError, UsageError
 
 # Wide enough for blocks of 256.
@@ -118,6 +120,17 @@ def test_importance_matrices_that_are_none(source: Path, whole: Path, tmp_path: 
     for number, data in enumerate((b"", b"hello, world", b"GGUF", struct.pack("<ii", 3, 1 << 30))):
         (tmp_path / f"{number}.dat").write_bytes(data)
         refuse(tmp_path / f"{number}.dat", "cannot read .* make it with llama-imatrix")
+    (tmp_path / "endless.dat").write_bytes(struct.pack("<iiif", 2**31 - 1, -4, -2, 1.0))  # each entry ends at its start
+    refuse(tmp_path / "endless.dat", "cannot read .*: 2147483647 entries in 16 bytes; make it with llama-imatrix")
+    for number, (data, match) in enumerate(
+        [
+            (struct.pack("<iiii", 1, -4, -2, 0), "-4 letters in a name"),
+            (struct.pack("<iii4sf", 1, 0, 1, struct.pack("<i", -1), 1.0), "-1 sums"),
+            (struct.pack("<iiii", -1, 0, 0, 0), "-1 entries"),
+        ]
+    ):
+        (tmp_path / f"negative-{number}.dat").write_bytes(data)
+        refuse(tmp_path / f"negative-{number}.dat", match)
     refuse(whole, "holds no importance matrix")
     other = tiny.write_gguf(tmp_path / "other.gguf", tiny.TinyShape(hidden=128))
     refuse(
@@ -126,6 +139,37 @@ def test_importance_matrices_that_are_none(source: Path, whole: Path, tmp_path: 
     )
     with pytest.raises(UsageError, match="needs no importance matrix"):
         convert_expert(source, tmp_path / "x.gguf", "f16", imatrix=whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    numbers=st.lists(st.integers(-3, 9) | st.sampled_from([2**31 - 1, -(2**31), 2**30]), max_size=12),
+    tail=st.binary(max_size=40),
+)
+def test_any_bytes_are_an_importance_matrix_or_refused(
+    numbers: list[int], tail: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.dat"
+    file.write_bytes(struct.pack(f"<{len(numbers)}i", *numbers) + tail)
+    try:
+        found = read_importance(file)
+    except ModelError as error:
+        assert "llama-imatrix" in str(error)
+        return
+    assert found and all(values.dtype == np.float32 and np.isfinite(values).all() for values in found.values())
+
+
+def test_an_entry_with_a_longer_name_is_not_taken_for_the_tensor(whole: Path, tmp_path: Path) -> None:
+    """llama.cpp takes a name to end at a zero byte, and would read as many values as the tensor has columns."""
+    name = b"blk.0.attn_q.weight\0"
+    data = struct.pack("<ii", 1, len(name)) + name + struct.pack("<iif", 1, 1, 1.0)
+    (tmp_path / "short.dat").write_bytes(data)
+    with pytest.raises(ModelError, match="names no tensor of this model"):
+        requantize(whole, tmp_path / "x.gguf", "Q4_0", read_importance(tmp_path / "short.dat"))
+    good = b"blk.0.attn_k.weight"
+    more = struct.pack("<i", len(good)) + good + struct.pack("<ii", 1, 256) + np.ones(256, "<f4").tobytes()
+    (tmp_path / "both.dat").write_bytes(struct.pack("<i", 2) + data[4:] + more)
+    assert _fitting(whole, read_importance(tmp_path / "both.dat")).keys() == {good.decode()}
 
 
 def test_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
@@ -157,11 +201,6 @@ def test_checkpoints_that_are_refused(source: Path, tmp_path: Path) -> None:
         changed("moe", model_type="mixtral"),
         "architecture 'mixtral'; known are llama.*name its folder with --llama-cpp",
     )
-    pickled = changed("pickled")
-    for file in pickled.glob("*.safetensors*"):
-        file.unlink()
-    (pickled / "pytorch_model.bin").write_bytes(b"")
-    refuse(pickled, "pickle")
     refuse(changed("large", vocab_size=99), "shape")
     wide = tiny.write_safetensors(tmp_path / "wide", SHAPE)
     vocabularies.write_plain_tokenizer(wide, tiny.TinyVocabulary(words=(*tiny.WORDS, " zebra", " quagga")))
@@ -175,6 +214,18 @@ def test_checkpoints_that_are_refused(source: Path, tmp_path: Path) -> None:
     save_file(tensors, huge / "model.safetensors")
     refuse(huge, "token_embd.weight has values that f16 cannot hold; convert to bf16 or f32")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-1.pt", "model.pth", "last.ckpt", "weights.pkl"])
+def test_pickles_are_never_read(name: str, source: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(source, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors*"))
+    (folder / name).write_bytes(b"")
+    script = tmp_path / foreign._SCRIPT
+    script.write_text("import pathlib, sys\npathlib.Path(sys.argv[1], 'read').touch()")
+    for llama_cpp in (None, tmp_path):
+        with pytest.raises(ModelError, match=f"pickle file {name}, which can run any code.*; save it as safetensors"):
+            convert_expert(folder, tmp_path / "x.gguf", llama_cpp=llama_cpp)
+    assert not (folder / "read").exists()
 
 
 def test_another_pre_tokenizer(source: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from frcli.errors import OutputError
 
 _SETTLED = 60.0  # seconds
+_END = re.compile(r"\.([0-9a-f]{16}\.)?data")  # of a companion's name; some have no hash in it
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -75,7 +76,6 @@ def companion(path: Path, digest: str) -> str:
 
 def _remove_companions(path: Path, kept: Container[str], own: Path) -> None:
     """Remove the companions of former results, unless another process may be about to name its own in ``path``."""
-    name = re.compile(rf"{re.escape(path.name)}\.([0-9a-f]{{16}}\.)?data")  # some have no hash in their names
     with contextlib.suppress(OSError):  # the result is there, whatever else is
         for folder in _folders(path):
             if folder == own:
@@ -85,7 +85,8 @@ def _remove_companions(path: Path, kept: Container[str], own: Path) -> None:
                 return
             os.close(lock)
         for file in path.parent.iterdir():
-            if name.fullmatch(file.name) and file.name not in kept:
+            own_end = file.name.startswith(path.name) and _END.fullmatch(file.name.removeprefix(path.name))
+            if own_end and file.name not in kept:
                 file.unlink()
 
 

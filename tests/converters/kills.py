@@ -1,8 +1,9 @@
 """Kills real runs of a converter: run as ``python kills.py KIND FOLDER SEED TIMES``, which prints JSON.
 
-Each run is a process of its own that sends itself SIGKILL at a call (of Python or C) that was drawn beforehand, so it
-dies at a random moment of its work, and at the same one every time. What it left under the result's name, with what
-the result names itself, is compared with what was there before and with what a whole run writes.
+Each run is a process of its own that sends itself SIGKILL at a call (of Python or C) that was drawn beforehand, or just
+before or after a file gets its name, so it dies at a random moment of its work, and at about the same one every time.
+What it left under the result's name, with what the result names itself, is compared with what was there before and with
+what a whole run writes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ import vocabularies
 KINDS = ("expert-f16", "expert-q8_0", "adapter", "router", "router-split")
 SPLIT = "router-split"
 OLD = b"what was there before"
+# What the child counts: calls of Python and C, and renames. A call is told of before it is made.
+CALLS, BEGUN, DONE = "calls", "renames begun", "renames done"
+Moment = tuple[str, int]
 Files = dict[str, bytes | None]  # by name, None for one that is missing
 
 
@@ -50,35 +54,31 @@ def converter(kind: str, folder: Path, seed: int = 0) -> Callable[[Path], object
     )
 
 
-def run(convert: Callable[[Path], object], out: Path, last: int) -> list[int]:
-    """Convert in a child that dies at the call of the number ``last``.
-
-    If it comes to its end: how many calls it had, and the numbers of those that gave a file its name.
-    """
+def run(convert: Callable[[Path], object], out: Path, moment: Moment | None = None) -> dict[str, int]:
+    """Convert in a child that dies at the moment; what it has counted if it comes to its end."""
     source, sink = os.pipe()
     child = os.fork()
     if not child:
-        calls = 0
-        renames: list[int] = []
+        counts = dict.fromkeys((CALLS, BEGUN, DONE), 0)
 
         def count(frame: Any, event: str, arg: Any) -> None:
-            nonlocal calls
-            calls += event in ("call", "c_call")
-            if event == "c_call" and arg is os.replace:
-                renames.append(calls)
-            if calls == last:
+            counts[CALLS] += event in ("call", "c_call")
+            if arg is os.replace:
+                counts[BEGUN] += event == "c_call"
+                counts[DONE] += event == "c_return"
+            if moment and counts[moment[0]] == moment[1]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         sys.setprofile(count)
         convert(out)
         sys.setprofile(None)
-        os.write(sink, json.dumps([calls, *renames]).encode())
+        os.write(sink, json.dumps(counts).encode())
         os._exit(0)
     os.close(sink)
     with os.fdopen(source) as pipe:
         told = pipe.read()
     os.waitpid(child, 0)
-    return json.loads(told or "[]")  # type: ignore[no-any-return]
+    return json.loads(told or "{}")  # type: ignore[no-any-return]
 
 
 def files(place: Path) -> Files:
@@ -111,23 +111,24 @@ def main(kind: str, folder: Path, seed: int, times: int) -> dict[str, Any]:
         out.write_bytes(OLD)
     old = files(place)
     convert = converter(kind, folder)
-    total, *renames = run(convert, out, 0)
+    counts = run(convert, out)
     whole = files(place)
     random = np.random.default_rng(seed)
-    found = {"calls": total, "renames": len(renames), "killed": 0, "old": 0, "whole": 0, "none": 0, "half": 0}
-    # The last hundred calls, where the result gets its name, are drawn as often as all the others.
-    moments = [int(random.integers(1, total)) if n % 2 else total - int(random.integers(1, 100)) for n in range(times)]
-    # A call is told of before it is made: each file dies nameless, and right after it has its name.
-    moments += [moment for rename in renames for moment in (rename, rename + 1)]
+    found = {"old": 0, "whole": 0, "none": 0, "half": 0, "killed": 0, **counts}
+    # The last hundred calls, where the result gets its name, are drawn as often as all the others; the number of all
+    # differs by a few from run to run.
+    last = counts[CALLS] - 50
+    moments = [(CALLS, int(random.integers(1, last) if n % 2 else last - random.integers(100))) for n in range(times)]
+    moments += [(what, number) for number in range(1, counts[DONE] + 1) for what in (BEGUN, DONE)]
     found["tried"] = len(moments)
-    for number, last in enumerate(moments):
+    for number, moment in enumerate(moments):
         replaces = number >= times or number % 3 > 0
         shutil.rmtree(place)  # with what the last one left, which would take calls of its own to look at
         place.mkdir()
         if replaces:
             for name, data in old.items():
                 (place / name).write_bytes(data or b"")
-        found["killed"] += not run(convert, out, last)
+        found["killed"] += not run(convert, out, moment)
         left = result(out, kind)
         state = "old" if left == old else "whole" if left == whole else "half" if left or replaces else "none"
         found[state] += 1

@@ -44,9 +44,9 @@ class Lora:
     b: NDArray[Any]
     scale: float
 
-    def delta(self) -> Array:
-        """Return scale * B A, float32 [out, in]."""
-        return np.float32(self.scale) * (self.b.astype(np.float32) @ self.a.astype(np.float32))
+    def delta(self, rows: slice = ALL_ROWS) -> Array:
+        """Return those rows of scale * B A, float32 [out, in]."""
+        return np.float32(self.scale) * (self.b[rows].astype(np.float32) @ self.a.astype(np.float32))
 
 
 def read_peft(folder: Path) -> dict[str, Lora]:
@@ -109,9 +109,9 @@ def merge(base: Checkpoint, updates: Mapping[str, Lora]) -> Checkpoint:
     check_fit(base, updates)
 
     def read(name: str, rows: slice = ALL_ROWS) -> Array:
-        weight = base.tensor(name)
+        weight = base.tensor(name) if rows == ALL_ROWS else base.part(name, rows.start, rows.stop)
         update = updates.get(name.removesuffix(".weight"))
-        return (weight if update is None else weight + update.delta())[rows]
+        return weight if update is None else weight + update.delta(rows)
 
     return replace(base, config=config, read=read)
 

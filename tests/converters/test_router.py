@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from converters.checkpoint import fingerprint, open_checkpoint
-from converters.decoder import Array, Checkpoint
+from converters.decoder import ALL_ROWS, Array, Checkpoint
 from converters.lora import merge
 from converters.parity import kl
 from converters.quantize import quantize
@@ -279,8 +279,8 @@ def _rounded(checkpoint: Checkpoint, name: str) -> Checkpoint:
     """The checkpoint with its matrices replaced by what the precision makes of them."""
     precision = PRECISIONS[name]
 
-    def read(name: str) -> Array:
-        tensor = checkpoint.tensor(name)
+    def read(name: str, rows: slice = ALL_ROWS) -> Array:
+        tensor = checkpoint.tensor(name)[rows]
         if tensor.ndim == 1:
             return tensor
         if name in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from converters.decoder import Checkpoint
 from converters.foreign import run_script
 from converters.gguf_file import FILE_TYPES, context_length, hyperparameters, write_model, write_vocabulary
 from converters.hugging import open_folder, read_config, read_json, shards, stored_types
-from converters.llamacpp import logits as llama_logits
-from converters.llamacpp import tokenize_all
+from converters.llamacpp import LlamaRunner, tokenize_all
 from converters.output import refuse_existing, staging
-from converters.parity import TEXT, Parity, Window, check_window, compare
+from converters.parity import TEXT, Parity, Tally, Window, check_window
 from converters.reference import logits as reference_logits
 from converters.requantize import read_importance, requantize, type_number
-from converters.runner import Array, Rows
+from converters.runner import BLOCK, Array, Rows
 from converters.tokenization import COMMON, RARE, disagreement
 from converters.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
 from frcli.errors import MissingExtra, ModelError, UsageError
@@ -108,11 +110,18 @@ class _Check:
     @classmethod
     def against_llama_cpp(cls, whole: Path) -> _Check:
         tokens = tokenize_all(whole, [TEXT], add_special=True, parse_special=False)[0][:_CHECKED]
-        return cls(Window(tokens, [*tokens[1:], None]), llama_logits(whole, None, tokens))
+        with closing(LlamaRunner(whole)) as runner:
+            expected = np.empty((len(tokens), runner.vocab), dtype=np.float32)
+            for at, rows in zip(range(0, len(tokens), BLOCK), runner.blocks(tokens), strict=True):
+                expected[at : at + BLOCK] = rows.logits
+        return cls(Window(tokens, [*tokens[1:], None]), expected)
 
     def parity(self, result: Path) -> Parity:
-        found = Rows(llama_logits(result, None, self.window.tokens))
-        return compare(Rows(self.expected), found, self.window)
+        tokens, tally = self.window.tokens, Tally()
+        with closing(LlamaRunner(result)) as runner:
+            for at, rows in zip(range(0, len(tokens), BLOCK), runner.blocks(tokens), strict=True):
+                tally.add(self.window, Rows(self.expected[at : at + BLOCK]), rows, at)
+        return tally.parity()
 
 
 def _open(src: Path) -> Checkpoint:

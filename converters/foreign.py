@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from converters.hugging import refuse_pickles
 from frcli.errors import ModelError, UsageError
 
 _SCRIPT = "convert_hf_to_gguf.py"
@@ -14,11 +15,13 @@ _SCRIPT = "convert_hf_to_gguf.py"
 def run_script(llama_cpp: Path, src: Path, out: Path, precision: str) -> None:
     """Have the script of the checkout ``llama_cpp`` write ``src`` as the GGUF ``out`` in f32, f16, bf16 or "auto".
 
-    Raises ``UsageError`` if there is no such script, ``ModelError`` with its last words if it fails.
+    Raises ``UsageError`` if there is no such script, ``ModelError`` for a folder of pickles, or with the script's last
+    words if it fails.
     """
     script = llama_cpp / _SCRIPT
     if not script.is_file():
         raise UsageError(f"there is no {script}", "give the folder of a checkout of llama.cpp")
+    refuse_pickles(src, "model*.safetensors")  # which are what the script prefers, if there are any
     command = [sys.executable, str(script), str(src), "--outfile", str(out), "--outtype", precision]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode or not out.is_file():

@@ -94,12 +94,14 @@ def open_gguf(path: Path) -> Checkpoint:
     def read(name: str, part: slice = ALL_ROWS) -> Array:
         stored, rows = places[name]
         tensor = tensors[stored]
+        rotated = heads.get(name.split(".", 3)[-1].rpartition(".")[0])
+        start, stop, _ = part.indices(rows.stop - rows.start)
+        wanted = rows if rotated else slice(rows.start + start, rows.start + stop)
         try:
-            array = dequantize(tensor.data[rows], tensor.tensor_type).reshape(found[name])
+            array = dequantize(tensor.data[wanted], tensor.tensor_type).reshape(-1, *found[name][1:])
         except (*CORRUPT, NotImplementedError) as error:
             raise ModelError(f"cannot read {stored} of {path} ({tensor.tensor_type.name}): {error}") from error
-        rotated = heads.get(name.split(".", 3)[-1].rpartition(".")[0])
-        return np.asarray(deinterleave(array, rotated) if rotated else array, dtype=np.float32)[part]
+        return np.asarray(deinterleave(array, rotated)[part] if rotated else array, dtype=np.float32)
 
     return Checkpoint(path, config, read)
 

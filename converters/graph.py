@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.output import companion
 from converters.quantize import BLOCK, Quantized
 from converters.weights import Matrix
 
 MICROSOFT = "com.microsoft"
 _OPSET, _MICROSOFT_OPSET, _IR_VERSION = 21, 1, 10
 # A protobuf message cannot grow beyond 2 GiB; a larger model keeps its weights in a file beside it.
-_LARGEST_MESSAGE = (1 << 31) - (1 << 20)
+LARGEST_MESSAGE = (1 << 31) - (1 << 20)
+_SMALL = 1024  # bytes of a weight that stays in the graph all the same
 
 
 class Graph:
@@ -129,14 +132,22 @@ class Graph:
         helper.set_model_props(model, dict(metadata))
         return model
 
-    def save(self, path: Path, metadata: Mapping[str, str], producer: str) -> None:
-        """Write the model to ``path``, with the weights in ``path``.data beside it if it is too large for one file."""
+    def save(self, path: Path, metadata: Mapping[str, str], producer: str, largest: int = LARGEST_MESSAGE) -> None:
+        """Write the model to ``path``; weights of more than ``largest`` bytes go to a file beside it, named by what it
+        holds (:func:`converters.output.companion`).
+        """
         import onnx
+        from onnx.external_data_helper import set_external_data
 
         model = self.model(metadata, producer)
-        large = self._bytes > _LARGEST_MESSAGE
-        location = f"{path.name}.data" if large else None
-        onnx.save_model(model, path, save_as_external_data=large, location=location, size_threshold=1024)
+        if self._bytes > largest:
+            beside = [weight for weight in model.graph.initializer if len(weight.raw_data) >= _SMALL]
+            digest = hashlib.sha256()
+            for weight in beside:
+                digest.update(weight.raw_data)
+            for weight in beside:
+                set_external_data(weight, companion(path, digest.hexdigest()))
+        onnx.save_model(model, path)
 
     def _quantized(self, name: str, matrix: Quantized) -> list[str]:
         """Store a quantized matrix and return the names of its integers, scales and, if it has any, zero points."""

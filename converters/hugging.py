@@ -26,6 +26,7 @@ from frcli.errors import ModelError
 Values = Mapping[str, Any]
 
 _ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU}
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Tensors that some checkpoints hold although they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
 
@@ -135,11 +136,7 @@ def read_tensor(handle: Any, file: Path, name: str, rows: slice = ALL_ROWS) -> A
 def _files(path: Path) -> Iterator[tuple[str, Path]]:
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     if not index.is_file():
-        if not single.is_file() and any(path.glob("*.bin")):
-            raise ModelError(
-                f"{path} has its weights in pickle files, which can run any code when they are read",
-                "use its safetensors files",
-            )
+        refuse_pickles(path, single.name)
         yield "", single
         return
     weight_map = read_json(index).get("weight_map")
@@ -149,6 +146,16 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
         if Path(file).name != file or not file.isprintable():
             raise ModelError(f"{index} names the file {file!r} outside its folder", "fetch the checkpoint again")
         yield name, path / file
+
+
+def refuse_pickles(path: Path, wanted: str) -> None:
+    """Raise ``ModelError`` if a folder has files of pickles, and none that matches the pattern ``wanted``."""
+    pickles = sorted(file.name for file in path.glob("*") if file.suffix in _PICKLES)
+    if pickles and not any(path.glob(wanted)):
+        raise ModelError(
+            f"{path} has no {wanted} but the pickle file {pickles[0]}, which can run any code when it is read",
+            "save it as safetensors, as save_pretrained does, where you trust it",
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class LlamaRunner:
         with listening(C) as heard:
             parameters = C.llama_model_default_params()
             parameters.n_gpu_layers = 0
+            parameters.use_extra_bufts = False  # repacked weights are a second copy, and no pages of the file
             self._model = C.llama_model_load_from_file(str(base).encode(), parameters)
             if not self._model:
                 raise ModelError(f"llama.cpp cannot load {base}{first(heard)}", "fetch it again")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.decoder import ALL_ROWS, HEAD, Array, Checkpoint, DecoderConfig, layer_and_part
-from converters.hugging import open_safetensors, read_json, read_tensor
+from converters.hugging import open_safetensors, read_json, read_tensor, refuse_pickles
 from frcli.errors import ModelError
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>[AB])\.(?:default\.)?weight")
@@ -44,9 +44,9 @@ class Lora:
     b: NDArray[Any]
     scale: float
 
-    def delta(self) -> Array:
-        """Return scale * B A, float32 [out, in]."""
-        return np.float32(self.scale) * (self.b.astype(np.float32) @ self.a.astype(np.float32))
+    def delta(self, rows: slice = ALL_ROWS) -> Array:
+        """Return those rows of scale * B A, float32 [out, in]."""
+        return np.float32(self.scale) * (self.b[rows].astype(np.float32) @ self.a.astype(np.float32))
 
 
 def read_peft(folder: Path) -> dict[str, Lora]:
@@ -75,6 +75,7 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         )
 
     file = folder / "adapter_model.safetensors"
+    refuse_pickles(folder, file.name)
     handle = open_safetensors(file)
     pairs: dict[str, dict[str, Array]] = {}
     for name in handle.keys():  # noqa: SIM118 - not a dict
@@ -108,9 +109,9 @@ def merge(base: Checkpoint, updates: Mapping[str, Lora]) -> Checkpoint:
     check_fit(base, updates)
 
     def read(name: str, rows: slice = ALL_ROWS) -> Array:
-        weight = base.tensor(name)
+        weight = base.tensor(name) if rows == ALL_ROWS else base.part(name, rows.start, rows.stop)
         update = updates.get(name.removesuffix(".weight"))
-        return (weight if update is None else weight + update.delta())[rows]
+        return weight if update is None else weight + update.delta(rows)
 
     return replace(base, config=config, read=read)
 

@@ -6,16 +6,18 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from frcli.errors import OutputError
 
 _SETTLED = 60.0  # seconds
+_END = re.compile(r"\.([0-9a-f]{16}\.)?data")  # of a companion's name; some have no hash in it
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -33,10 +35,10 @@ def refuse_existing(path: Path, force: bool) -> None:
 def staging(path: Path, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` for the result's files, and move them into place when the block succeeds.
 
-    The block writes ``folder / path.name`` and, if the format needs it, further files whose names it chooses. Each is
+    The block writes ``folder / path.name`` and, if the format needs it, companions named by :func:`companion`. Each is
     flushed to the disk and renamed into ``path.parent``, ``path.name`` last, so that whoever sees that name sees a
-    complete result. When the block fails nothing remains; what a killed process left is removed by the next one that
-    writes ``path``. Raises ``OutputError`` for an existing result without
+    complete result; companions of what it replaces go after that. When the block fails nothing remains; what a killed
+    process left is removed by the next one that writes ``path``. Raises ``OutputError`` for an existing result without
     ``force`` and for every failure of the file system (full disk, missing permission, missing folder).
     """
     refuse_existing(path, force)
@@ -54,6 +56,7 @@ def staging(path: Path, force: bool = False) -> Iterator[Path]:
         refuse_existing(path, force)
         for file in written:
             os.replace(file, path.parent / file.name)
+        _remove_companions(path, {file.name for file in written}, folder)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -63,17 +66,46 @@ def staging(path: Path, force: bool = False) -> Iterator[Path]:
             os.close(lock)
 
 
+def companion(path: Path, digest: str) -> str:
+    """Return the name of a file beside ``path`` that holds a part of it, of which ``digest`` is the hex sha256.
+
+    What ``path`` says of its companion is thus true or names no file, whichever of the two was renamed last.
+    """
+    return f"{path.name}.{digest[:16]}.data"
+
+
+def _remove_companions(path: Path, kept: Container[str], own: Path) -> None:
+    """Remove the companions of former results, unless another process may be about to name its own in ``path``."""
+    with contextlib.suppress(OSError):  # the result is there, whatever else is
+        for folder in _folders(path):
+            if folder == own:
+                continue
+            lock = _locked(folder)
+            if lock is None:
+                return
+            os.close(lock)
+        for file in path.parent.iterdir():
+            own_end = file.name.startswith(path.name) and _END.fullmatch(file.name.removeprefix(path.name))
+            if own_end and file.name not in kept:
+                file.unlink()
+
+
 def _remove_left(path: Path) -> None:
     """Remove the folders of processes that were killed while they wrote ``path``: nobody holds their locks."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+    for folder in _folders(path):
         with contextlib.suppress(OSError):
             # A process that has just made its folder may not have locked it yet.
-            if not folder.is_dir() or time.time() - folder.stat().st_mtime < _SETTLED:
+            if time.time() - folder.stat().st_mtime < _SETTLED:
                 continue
             lock = _locked(folder)
             if lock is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """The folders of all processes that write ``path``, or were killed when they did."""
+    return (folder for folder in path.parent.glob(f".{glob.escape(path.name)}.*") if folder.is_dir())
 
 
 def _locked(folder: Path) -> int | None:

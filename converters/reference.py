@@ -11,8 +11,10 @@ import numpy as np
 from converters.decoder import EMBEDDING, FINAL_NORM, HEAD, Array, Checkpoint
 from converters.forward import State, capped, rms_norm, run_layer
 from converters.runner import BLOCK, Rows
-from converters.weights import stacked
 from frcli.errors import ModelError
+
+# Rows of an embedding or a head that are in memory at once, and positions whose logits are.
+_ROWS, _POSITIONS = 1 << 13, 512
 
 
 def hidden_states(checkpoint: Checkpoint, tokens: Sequence[int]) -> Array:
@@ -20,13 +22,26 @@ def hidden_states(checkpoint: Checkpoint, tokens: Sequence[int]) -> Array:
     config = checkpoint.config
 
     def linear(modules: tuple[str, ...], inputs: State) -> State:
-        return (inputs.astype(np.float32) @ stacked(checkpoint, modules).T).astype(np.float64)
+        narrow = inputs.astype(np.float32)
+        # One matrix after the other: put together they would be in memory twice.
+        parts = [narrow @ checkpoint.tensor(f"{module}.weight").T for module in modules]
+        return np.concatenate(parts, axis=-1).astype(np.float64)
 
-    state = checkpoint.tensor(EMBEDDING)[np.asarray(tokens)][None].astype(np.float64) * config.embedding_scale
+    state = _embedded(checkpoint, tokens)[None].astype(np.float64) * config.embedding_scale
     for layer in range(config.layers):
         state = run_layer(checkpoint, layer, state, linear)
     final: Array = rms_norm(state, checkpoint.tensor(FINAL_NORM), config.rms_eps)[0].astype(np.float32)
     return final
+
+
+def _embedded(checkpoint: Checkpoint, tokens: Sequence[int]) -> Array:
+    ids = np.asarray(tokens)
+    state = np.empty((len(ids), checkpoint.config.hidden), dtype=np.float32)
+    for start in np.unique(ids // _ROWS * _ROWS).tolist():
+        here = ids // _ROWS * _ROWS == start
+        block = checkpoint.part(EMBEDDING, start, min(start + _ROWS, checkpoint.config.vocab))
+        state[here] = block[ids[here] - start]
+    return state
 
 
 def logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Array:
@@ -36,7 +51,12 @@ def logits(checkpoint: Checkpoint, tokens: Sequence[int]) -> Array:
 
 def logits_of(checkpoint: Checkpoint, hidden: Array) -> Array:
     """Return the logits, float32 [n, vocab], of hidden states after the final norm."""
-    return capped(hidden @ checkpoint.tensor(HEAD).T, checkpoint.config.logit_cap)
+    config = checkpoint.config
+    found = np.empty((len(hidden), config.vocab), dtype=np.float32)
+    for start in range(0, config.vocab, _ROWS):
+        block = checkpoint.part(HEAD, start, min(start + _ROWS, config.vocab))
+        found[:, start : start + len(block)] = capped(hidden @ block.T, config.logit_cap)
+    return found
 
 
 class ReferenceRunner:
@@ -52,11 +72,12 @@ class ReferenceRunner:
         if min(tokens) < 0 or max(tokens) >= config.vocab:
             raise ModelError(f"{self._checkpoint.path} has {config.vocab} tokens, and the check needs {max(tokens)}")
         hidden = hidden_states(self._checkpoint, tokens)
-        head = self._checkpoint.tensor(HEAD).T
-        for start in range(0, len(tokens), BLOCK):
-            part = hidden[start : start + BLOCK]
-            routing = None if self._routing is None else part @ self._routing.T
-            yield Rows(capped(part @ head, config.logit_cap), routing)
+        routing = None if self._routing is None else hidden @ self._routing.T
+        for first in range(0, len(tokens), _POSITIONS):
+            rows = logits_of(self._checkpoint, hidden[first : first + _POSITIONS])
+            for at in range(0, len(rows), BLOCK):
+                place = slice(first + at, first + at + BLOCK)
+                yield Rows(rows[at : at + BLOCK], None if routing is None else routing[place])
 
     def close(self) -> None:
         """Nothing is held."""

@@ -22,6 +22,7 @@ Importance = Mapping[str, NDArray[np.float32]]
 _PREFIXES = ("LLAMA_FTYPE_MOSTLY_", "LLAMA_FTYPE_ALL_")
 # For mixtures of experts, or not a type but a note.
 _OTHERS = ("MXFP4_MOE",)
+_SMALLEST_ENTRY = 12  # bytes: three numbers
 
 
 def type_names() -> dict[str, int]:
@@ -47,13 +48,13 @@ def requantize(src: Path, out: Path, name: str, importance: Importance | None = 
     parameters = C.llama_model_quantize_default_params()
     parameters.ftype = type_number(name)
     parameters.nthread = os.cpu_count() or 1
+    known = _fitting(src, importance) if importance else {}
     # Each entry keeps its name and its numbers alive as long as the call lasts.
-    entries = (C.llama_model_imatrix_data * (len(importance or ()) + 1))()
-    for entry, (tensor, values) in zip(entries, (importance or {}).items(), strict=False):
+    entries = (C.llama_model_imatrix_data * (len(known) + 1))()
+    for entry, (tensor, values) in zip(entries, known.items(), strict=False):
         entry.name, entry.size = tensor.encode(), values.size
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    if importance:
-        _require_fit(src, importance)
+    if known:
         parameters.imatrix = entries
     with listening(C) as heard:
         code = C.llama_model_quantize(str(src).encode(), str(out).encode(), ctypes.byref(parameters))
@@ -65,20 +66,24 @@ def requantize(src: Path, out: Path, name: str, importance: Importance | None = 
         )
 
 
-def _require_fit(src: Path, importance: Importance) -> None:
-    """llama.cpp trusts the sizes of most entries; one of another model would be read past its end."""
+def _fitting(src: Path, importance: Importance) -> Importance:
+    """The entries that are for a tensor of the model; ``ModelError`` if there are none or one has another size.
+
+    llama.cpp trusts the sizes of most entries and would read past their ends, and takes a name to end at a zero byte.
+    """
     from gguf import GGUFReader
 
     columns = {tensor.name: int(tensor.shape[0]) for tensor in GGUFReader(src).tensors}
-    known = [name for name in importance if name in columns]
+    known = {name: values for name, values in importance.items() if name in columns}
     if not known:
         raise ModelError("the importance matrix names no tensor of this model", "make one with this model")
-    for name in known:
-        if importance[name].size != columns[name]:
+    for name, values in known.items():
+        if values.size != columns[name]:
             raise ModelError(
-                f"the importance matrix has {importance[name].size} values for the {columns[name]} columns of {name}",
+                f"the importance matrix has {values.size} values for the {columns[name]} columns of {name}",
                 "make one with this model",
             )
+    return known
 
 
 # --------------------------------------------------------------------------------------------------- importance matrix
@@ -124,14 +129,25 @@ def _from_gguf(file: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _from_dat(data: bytes) -> dict[str, NDArray[np.float32]]:
+    """Each entry is the length of a name, the name, how many texts were summed up, the number of sums, and these."""
     at = 4
     found = {}
-    for _ in range(struct.unpack_from("<i", data)[0]):
-        size = struct.unpack_from("<i", data, at)[0]
+    for _ in range(_size(data, 0, len(data) // _SMALLEST_ENTRY, "entries")):
+        size = _size(data, at, len(data), "letters in a name")
         name = data[at + 4 : at + 4 + size].decode("utf-8")
         at += 4 + size
-        calls, count = struct.unpack_from("<ii", data, at)
+        calls = struct.unpack_from("<i", data, at)[0]
+        count = _size(data, at + 4, len(data) // 4, "sums")
         values: NDArray[Any] = np.frombuffer(data, dtype="<f4", count=count, offset=at + 8)
-        found[name] = np.ascontiguousarray(values / max(calls, 1), dtype=np.float32)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused later
+            found[name] = np.ascontiguousarray(values / max(calls, 1), dtype=np.float32)
         at += 8 + 4 * count
     return found
+
+
+def _size(data: bytes, at: int, most: int, what: str) -> int:
+    """The number at ``at``, which says how much follows; ``ValueError`` if that cannot be so."""
+    size: int = struct.unpack_from("<i", data, at)[0]
+    if not 0 <= size <= most:
+        raise ValueError(f"{size} {what} in {len(data)} bytes")
+    return size

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from converters.calibration import calibrated
 from converters.checkpoint import fingerprint, open_checkpoint
 from converters.decoder import Checkpoint
+from converters.graph import LARGEST_MESSAGE
 from converters.lora import merge
 from converters.output import refuse_existing, staging
 from converters.parity import Parity, check_window, measure
@@ -45,6 +46,7 @@ def convert_router(
     head: str | None = None,
     layers: int = 0,
     target: str = CPU,
+    largest: int = LARGEST_MESSAGE,
 ) -> Parity | None:
     """Write the ONNX router ``out`` made of ``base`` and the trained part, and return how well it agrees with them.
 
@@ -53,8 +55,9 @@ def convert_router(
     ``experts``, if given, must be the trained ones in their order. ``context`` is the largest number of positions the
     router can be asked for, as the base at most and at most 8192 if not given; ``vocabulary`` names the tokenizer in
     the metadata. ``head`` is the precision of embedding and head, ``layers`` keeps the first so many of a router that
-    was not trained with fewer, and the ``target`` ``cuda`` computes in float16. With ``verify`` the source is evaluated
-    by :mod:`converters.reference` on the same tokens; without it the result is None.
+    was not trained with fewer, and the ``target`` ``cuda`` computes in float16. Weights of more than ``largest`` bytes
+    lie in a file beside ``out``. With ``verify`` the source is evaluated by :mod:`converters.reference` on the same
+    tokens; without it the result is None.
 
     Raises ``ModelError`` for files that cannot be read or do not fit, ``BundleError`` for experts that are not the
     trained ones, ``UsageError`` for an unknown precision or an impossible context, ``OutputError`` if the result exists
@@ -110,7 +113,7 @@ def convert_router(
         prompt, gate = (part.prompt, part.gate) if part else (None, None)
         dtype = np.float32 if target == CPU else np.float16
         graph = build_decoder(checkpoint, weights, context, routing, prompt, gate, dtype)
-        graph.save(folder / out.name, metadata, "frcli")
+        graph.save(folder / out.name, metadata, "frcli", largest)
         if not verify:
             return None
         result = _check(base, checkpoint, folder / out.name, context, routing)

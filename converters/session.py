@@ -29,6 +29,7 @@ class RouterSession:
         options.log_severity_level = 4  # what it says comes back as an exception
         # A spinning pool steals the processor from whatever else runs between two steps.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = path.resolve()  # its weights may lie beside the file itself, and not beside a link to it
         check_onnx(path)
         try:
             self._session = ort.InferenceSession(

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from frcli.bundle import MANIFEST, ROUTER_FORMAT, Bundle, Manifest, file_sha256, read_bundle, valid_name
+from frcli.checks.onnx import weight_files
 from frcli.errors import BundleError, ModelError, OutputError, UsageError
 from frcli.fusion.policy import BASE, LARGE, ROUTER
 from frcli.fusion.registry import make_policy
@@ -387,14 +388,13 @@ def _staged(folder: Path, force: bool) -> Iterator[Path]:
 def _put(piece: Piece, inside: Path, folder: Path, *, link: bool) -> None:
     """Put a file, and the data of a large ONNX file, into the folder: a hard link where that is possible, or a copy."""
     assert piece.path is not None
+    if link and not piece.path.is_relative_to(folder.resolve()):
+        (inside / piece.file).symlink_to(piece.path)  # which has its data beside it
+        return
     files = {piece.path: piece.file}
-    data = piece.path.with_name(f"{piece.path.name}.data")
-    if piece.file.endswith(".onnx") and data.is_file():
-        files[data] = data.name
+    if piece.file.endswith(".onnx"):
+        files |= {data: data.name for data in weight_files(piece.path)}
     for path, name in files.items():
-        if link and not path.is_relative_to(folder.resolve()):
-            (inside / name).symlink_to(path)
-            continue
         try:
             os.link(path, inside / name)
         except OSError:  # another disk, or one that has no links

@@ -42,10 +42,12 @@ _GEMMA = {"sliding_window": 24, "head_dim": 32, "query_pre_attn_scalar": 32}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": True}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
+    "llama3-tied": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),  # Llama 3.2
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 16}),
     "mistral-window": ("Mistral", {"sliding_window": 24, "head_dim": 16}),
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3Text", {**_GEMMA, "num_hidden_layers": 7}),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,8 @@ OPERATORS = frozenset(
 )
 # Bytes of a number, by ONNX's type of data.
 _WIDTHS = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 10: 2}
+# Numbers of fields: of the model, of the graph, and of a weight.
+_GRAPH, _INITIALIZER, _EXTERNAL = 7, 5, 13
 _MOST = 1 << 14  # heads, layers, dimensions of a head
 _WIDEST = 1 << 22  # tokens of a vocabulary
 _HINT = "make it again with frcli convert router or frcli models pull"
@@ -37,11 +40,32 @@ class _Graph:
 
 def check_onnx(path: Path) -> None:
     """Raise ``ModelError`` for a router's file that is missing, damaged, or asks for more than a router may."""
+    with _mapped(path) as view:
+        _check_model(path, view)
+
+
+def weight_files(path: Path) -> set[Path]:
+    """Return the files beside a router's that its graph names for weights: none, or one if there are gigabytes of them.
+
+    Raises ``ModelError`` for a router's file that is missing, damaged, or names a file of another folder.
+    """
+    with _mapped(path) as view:
+        entries = (dict(fields(entry)) for entry in _path(view, _GRAPH, _INITIALIZER, _EXTERNAL))
+        places = {_text(entry.get(2, b"")) for entry in entries if _text(entry.get(1, b"")) == "location"}
+        found = {_beside(path, place) for place in places}
+        for file in found:
+            if not file.is_file():
+                raise ValueError(f"its weights in {file.name[:60]!r} are missing")
+        return found
+
+
+@contextmanager
+def _mapped(path: Path) -> Iterator[memoryview]:
     try:
         with open(path, "rb") as file:
             # Not closed here: parts of it live as long as what refers to them.
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _check_model(path, memoryview(data))
+        yield memoryview(data)
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}", _HINT) from error
     except (ValueError, OverflowError) as error:
@@ -54,7 +78,7 @@ def _check_model(path: Path, view: memoryview) -> None:
     for number, value in fields(view):
         if number in (20, 25):
             raise ValueError("it has functions of its own")
-        if number == 7:
+        if number == _GRAPH:
             if graph is not None:
                 raise ValueError("it has two graphs")
             graph = _read_graph(path, _message(value))
@@ -72,7 +96,7 @@ def _read_graph(path: Path, view: memoryview) -> _Graph:
         if number == 1:
             operator = _operator(_message(value))
             graph.operators[operator] = graph.operators.get(operator, 0) + 1
-        elif number == 5:
+        elif number == _INITIALIZER:
             _check_weight(path, _message(value))
         elif number == 15:
             raise ValueError("it has sparse weights")
@@ -109,7 +133,7 @@ def _check_weight(path: Path, view: memoryview) -> None:
             name = _text(value)
         elif number == 9:
             size = len(_message(value))
-        elif number == 13:
+        elif number == _EXTERNAL:
             entry = dict(fields(_message(value)))
             external[_text(entry.get(1, b""))] = _text(entry.get(2, b""))
     if kind not in _WIDTHS:
@@ -122,13 +146,18 @@ def _check_weight(path: Path, view: memoryview) -> None:
 
 def _external_size(path: Path, name: str, external: Mapping[str, str]) -> int:
     location = external.get("location", "")
-    file = path.parent / location
-    if not location or location in (".", "..") or any(sign in location for sign in "/\\:\0") or file.is_symlink():
-        raise ValueError(f"the weights {name[:60]!r} are in {location[:60]!r}, which is not a file beside it")
+    file = _beside(path, location)
     start, length = int(external.get("offset", "0")), int(external.get("length", "-1"))
     if not file.is_file() or start < 0 or length < 0 or start + length > file.stat().st_size:
         raise ValueError(f"the weights {name[:60]!r} are not in {location[:60]!r}: it is missing or cut short")
     return length
+
+
+def _beside(path: Path, location: str) -> Path:
+    file = path.parent / location
+    if not location or location in (".", "..") or any(sign in location for sign in "/\\:\0") or file.is_symlink():
+        raise ValueError(f"it has weights in {location[:60]!r}, which is not a file beside it")
+    return file
 
 
 def _shape(view: memoryview) -> tuple[str, list[int]]:

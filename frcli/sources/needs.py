@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from frcli.bundle import Bundle
+from frcli.checks.onnx import weight_files
 from frcli.errors import ModelError
 from frcli.fusion.policy import BASE, LARGE, Policy
 from frcli.sources.kv_types import KV_TYPES
@@ -177,7 +178,8 @@ def router_of(bundle: Bundle) -> RouterNeed | None:
         except (KeyError, ValueError):
             raise ModelError(f"{path} is not a router", "make it again with frcli models pull") from None
         cuda = said.get("frcli.target") == "cuda"
-        weights = sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*") if part.suffix != ".sha256")
+        path = path.resolve()
+        weights = sum(part.stat().st_size for part in (path, *weight_files(path)))
         return RouterNeed(weights, 2 * layers * heads * size * (2 if cuda else 4), cuda)
     return router_need(read_shape(bundle.router_base().path), table.precision)
 

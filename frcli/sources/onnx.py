@@ -256,6 +256,7 @@ class OnnxRouter:
 def _open(path: Path, threads: int, gpu: bool) -> Any:
     if not path.is_file():
         raise ModelError(f"the router {path} does not exist", "make it with frcli models pull")
+    path = path.resolve()  # its weights may lie beside the file itself, and not beside a link to it
     check_onnx(path)
     import onnxruntime as ort
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from frcli.checks.onnx import OPERATORS, check_onnx
+from frcli.checks.onnx import OPERATORS, check_onnx, weight_files
 from frcli.checks.protobuf import fields, numbers
 from frcli.errors import ModelError
 
@@ -35,6 +35,14 @@ def test_routers_pass(router: Path, external: Path) -> None:
     check_onnx(router)
     check_onnx(external)
     assert {node.op_type for node in onnx.load(router).graph.node} <= OPERATORS
+
+
+def test_the_files_of_weights_are_those_that_the_graph_names(router: Path, external: Path) -> None:
+    assert weight_files(router) == set()
+    assert weight_files(external) == {external.parent / "r.data"}
+    (external.parent / "r.data").unlink()
+    with pytest.raises(ModelError, match="weights in 'r.data' are missing"):
+        weight_files(external)
 
 
 def _add(model: Any, operator: str, **attributes: Any) -> None:
@@ -89,8 +97,11 @@ def test_weights_elsewhere_are_refused(key: str, value: str, external: Path) -> 
     weight = next(each for each in model.graph.initializer if each.external_data)
     next(each for each in weight.external_data if each.key == key).value = value
     external.write_bytes(model.SerializeToString())
-    with pytest.raises(ModelError, match="are in|are not in|take|invalid"):
+    with pytest.raises(ModelError, match="weights in|are not in|take|invalid"):
         check_onnx(external)
+    if key == "location":
+        with pytest.raises(ModelError, match="weights in"):
+            weight_files(external)
 
 
 def test_a_link_out_of_the_folder_is_refused(external: Path) -> None:

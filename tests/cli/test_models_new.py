@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import tiny
 
+from converters.router import convert_router
 from frcli.bundle import read_bundle
+from frcli.sources.needs import router_of
+from frcli.sources.onnx_header import onnx_metadata
 
 Run = Callable[..., Any]
 SHAPE = tiny.TinyShape()
@@ -117,6 +120,26 @@ def test_links_refer_to_files_where_they_are(frcli: Run, files: Files, tmp_path:
     assert bundle.base().path.readlink() == files.base
     assert bundle.manifest.defaults.policy == "sum" and bundle.manifest.experts["b"].file
     assert frcli("chat", tmp_path / "three", "-p", "the", "-n", "3", env=files.env).code == 0
+
+
+@pytest.mark.parametrize("option", ["--force", "--link"])
+def test_a_large_router_takes_its_data_along(option: str, frcli: Run, files: Files, tmp_path: Path) -> None:
+    digest = onnx_metadata(files.onnx)["frcli.vocabulary"]
+    settings: dict[str, Any] = {"precision": "fp32", "context": 512, "vocabulary": digest, "verify": False}
+    convert_router(files.base, files.onnx, files.router, ("general", "math"), **settings, largest=1000, force=True)
+    (files.folder / "router.onnx.left-by-others").write_bytes(bytes(1 << 23))
+    ran = frcli(
+        *("models", "new", "duo", "--base", files.base, "--expert", "general", "--expert", f"math={files.math}"),
+        *("--router", files.onnx, option, "-o", tmp_path / "duo"),
+        env=files.env,
+    )
+    assert ran.code == 0, ran.err
+    shutil.move(tmp_path / "duo", tmp_path / "there")
+    if option != "--link":
+        shutil.rmtree(files.folder)
+    need = router_of(read_bundle(str(tmp_path / "there")))
+    assert need is not None and 4 * 50_000 < need.weights < 1 << 22
+    assert frcli("chat", tmp_path / "there", "-p", "the", "-n", "3", env=files.env).code == 0
 
 
 def test_a_base_alone_and_a_large_model(frcli: Run, files: Files) -> None:

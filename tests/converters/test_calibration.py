@@ -9,7 +9,7 @@ import tiny
 
 from converters.calibration import calibrated
 from converters.checkpoint import open_checkpoint
-from converters.decoder import EMBEDDING, FINAL_NORM, Array, Checkpoint
+from converters.decoder import ALL_ROWS, EMBEDDING, FINAL_NORM, Array, Checkpoint
 from converters.forward import rms_norm, run_layer
 from converters.gptq import Hessian, quantize_calibrated
 from converters.lora import merge
@@ -119,15 +119,15 @@ def _with(checkpoint: Checkpoint, weights: Weights) -> Checkpoint:
     stacks = [*linears(0), *linears(1), *linears(2)]
     shapes = checkpoint.config.shapes()
 
-    def read(name: str) -> Array:
+    def read(name: str, part: slice = ALL_ROWS) -> Array:
         if len(shapes[name]) == 1:
             return checkpoint.tensor(name)
         module = name.removesuffix(".weight")
         stack = next((stack for stack in stacks if module in stack), (module,))
         matrix = weights(stack)
         assert isinstance(matrix, Quantized)
-        rows = [shapes[f"{part}.weight"][0] for part in stack]
+        rows = [shapes[f"{each}.weight"][0] for each in stack]
         first = sum(rows[: stack.index(module)])
-        return matrix.dequantize()[first : first + shapes[name][0]]
+        return matrix.dequantize()[first : first + shapes[name][0]][part]
 
     return replace(checkpoint, read=read)

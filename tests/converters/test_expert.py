@@ -27,10 +27,12 @@ TOKENS = np.random.default_rng(5).integers(3, 320, 100).tolist()
 KINDS = {
     "llama": "gpt-2",
     "llama3": "llama-bpe",
+    "llama3-tied": "llama-bpe",
     "mistral": "llama-2",
     "mistral-window": "llama-2",
     "qwen2": "qwen2",
     "qwen2-tied": "qwen2",
+    "qwen2-window": "qwen2",
     "qwen3": "qwen2",
     "gemma2": "gemma",
     "gemma3": "gemma",
@@ -40,7 +42,7 @@ KINDS = {
 }
 # Caps that matter for such small logits, and a local rotation unlike the default.
 MORE: dict[str, dict[str, Any]] = {"gemma2": {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}}
-WHOLE = [family for family in families.FAMILIES if family != "mistral-window"]
+WHOLE = [family for family in families.FAMILIES if not family.endswith("-window")]
 
 
 @pytest.fixture(scope="module")

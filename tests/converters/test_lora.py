@@ -86,6 +86,11 @@ def test_refused_files(tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(ModelError, match="adapter_model"):
         read_peft(folder)
+    (folder / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(
+        ModelError, match=r"pickle file adapter_model\.bin, which can run any code.*save it as safetensors"
+    ):
+        read_peft(folder)
 
 
 def test_merge_adds_scale_b_a(base: Path) -> None:

@@ -10,18 +10,33 @@ from pathlib import Path
 import pytest
 import tiny
 
-from converters.output import cannot_write, staging
+from converters.output import cannot_write, companion, staging
 from frcli.errors import OutputError
 
 
 def test_appears_whole(tmp_path: Path) -> None:
     out = tmp_path / "new" / "model.bin"
+    part = companion(out, "0123456789abcdef" * 4)
     with staging(out) as folder:
         (folder / "model.bin").write_bytes(b"a")
-        (folder / "model.bin.data").write_bytes(b"b")
+        (folder / part).write_bytes(b"b")
         assert not out.exists()
-    assert sorted(path.name for path in out.parent.iterdir()) == ["model.bin", "model.bin.data"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["model.bin", part]
     assert out.read_bytes() == b"a"
+
+
+def test_companions_go_with_the_result_that_they_belong_to(tmp_path: Path) -> None:
+    out = tmp_path / "model.bin"
+    others = ["other.bin.data", "model.bin.txt", "model.bin.0123.data", companion(tmp_path / "my-model.bin", "c" * 64)]
+    for name in (*others, "model.bin.data", companion(out, "a" * 64), companion(out, "b" * 64)):
+        (tmp_path / name).write_bytes(b"data")
+    with staging(out, force=True) as folder:
+        (folder / companion(out, "b" * 64)).write_bytes(b"data")
+        with staging(out):  # of another process, which would still need what it has put there
+            pass
+        assert (tmp_path / companion(out, "a" * 64)).exists()
+        (folder / out.name).write_bytes(b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, companion(out, "b" * 64), *others}
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 import tiny
 import vocabularies
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from converters import foreign, hub
 from converters.checkpoint import open_checkpoint
 from converters.decoder import EMBEDDING
 from converters.expert import convert_expert
-from converters.requantize import read_importance, type_names
+from converters.requantize import _fitting, read_importance, requantize, type_names
 from frcli.errors import FetchError, ModelError, OutputError, UsageError
 
 # Wide enough for blocks of 256.
@@ -118,6 +120,17 @@ def test_importance_matrices_that_are_none(source: Path, whole: Path, tmp_path: 
     for number, data in enumerate((b"", b"hello, world", b"GGUF", struct.pack("<ii", 3, 1 << 30))):
         (tmp_path / f"{number}.dat").write_bytes(data)
         refuse(tmp_path / f"{number}.dat", "cannot read .* make it with llama-imatrix")
+    (tmp_path / "endless.dat").write_bytes(struct.pack("<iiif", 2**31 - 1, -4, -2, 1.0))  # each entry ends at its start
+    refuse(tmp_path / "endless.dat", "cannot read .*: 2147483647 entries in 16 bytes; make it with llama-imatrix")
+    for number, (data, match) in enumerate(
+        [
+            (struct.pack("<iiii", 1, -4, -2, 0), "-4 letters in a name"),
+            (struct.pack("<iii4sf", 1, 0, 1, struct.pack("<i", -1), 1.0), "-1 sums"),
+            (struct.pack("<iiii", -1, 0, 0, 0), "-1 entries"),
+        ]
+    ):
+        (tmp_path / f"negative-{number}.dat").write_bytes(data)
+        refuse(tmp_path / f"negative-{number}.dat", match)
     refuse(whole, "holds no importance matrix")
     other = tiny.write_gguf(tmp_path / "other.gguf", tiny.TinyShape(hidden=128))
     refuse(
@@ -126,6 +139,37 @@ def test_importance_matrices_that_are_none(source: Path, whole: Path, tmp_path: 
     )
     with pytest.raises(UsageError, match="needs no importance matrix"):
         convert_expert(source, tmp_path / "x.gguf", "f16", imatrix=whole)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    numbers=st.lists(st.integers(-3, 9) | st.sampled_from([2**31 - 1, -(2**31), 2**30]), max_size=12),
+    tail=st.binary(max_size=40),
+)
+def test_any_bytes_are_an_importance_matrix_or_refused(
+    numbers: list[int], tail: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.dat"
+    file.write_bytes(struct.pack(f"<{len(numbers)}i", *numbers) + tail)
+    try:
+        found = read_importance(file)
+    except ModelError as error:
+        assert "llama-imatrix" in str(error)
+        return
+    assert found and all(values.dtype == np.float32 and np.isfinite(values).all() for values in found.values())
+
+
+def test_an_entry_with_a_longer_name_is_not_taken_for_the_tensor(whole: Path, tmp_path: Path) -> None:
+    """llama.cpp takes a name to end at a zero byte, and would read as many values as the tensor has columns."""
+    name = b"blk.0.attn_q.weight\0"
+    data = struct.pack("<ii", 1, len(name)) + name + struct.pack("<iif", 1, 1, 1.0)
+    (tmp_path / "short.dat").write_bytes(data)
+    with pytest.raises(ModelError, match="names no tensor of this model"):
+        requantize(whole, tmp_path / "x.gguf", "Q4_0", read_importance(tmp_path / "short.dat"))
+    good = b"blk.0.attn_k.weight"
+    more = struct.pack("<i", len(good)) + good + struct.pack("<ii", 1, 256) + np.ones(256, "<f4").tobytes()
+    (tmp_path / "both.dat").write_bytes(struct.pack("<i", 2) + data[4:] + more)
+    assert _fitting(whole, read_importance(tmp_path / "both.dat")).keys() == {good.decode()}
 
 
 def test_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
@@ -157,11 +201,6 @@ def test_checkpoints_that_are_refused(source: Path, tmp_path: Path) -> None:
         changed("moe", model_type="mixtral"),
         "architecture 'mixtral'; known are llama.*name its folder with --llama-cpp",
     )
-    pickled = changed("pickled")
-    for file in pickled.glob("*.safetensors*"):
-        file.unlink()
-    (pickled / "pytorch_model.bin").write_bytes(b"")
-    refuse(pickled, "pickle")
     refuse(changed("large", vocab_size=99), "shape")
     wide = tiny.write_safetensors(tmp_path / "wide", SHAPE)
     vocabularies.write_plain_tokenizer(wide, tiny.TinyVocabulary(words=(*tiny.WORDS, " zebra", " quagga")))
@@ -175,6 +214,18 @@ def test_checkpoints_that_are_refused(source: Path, tmp_path: Path) -> None:
     save_file(tensors, huge / "model.safetensors")
     refuse(huge, "token_embd.weight has values that f16 cannot hold; convert to bf16 or f32")
     assert not (tmp_path / "x.gguf").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model-1.pt", "model.pth", "last.ckpt", "weights.pkl"])
+def test_pickles_are_never_read(name: str, source: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(source, tmp_path / "pickled", ignore=shutil.ignore_patterns("*.safetensors*"))
+    (folder / name).write_bytes(b"")
+    script = tmp_path / foreign._SCRIPT
+    script.write_text("import pathlib, sys\npathlib.Path(sys.argv[1], 'read').touch()")
+    for llama_cpp in (None, tmp_path):
+        with pytest.raises(ModelError, match=f"pickle file {name}, which can run any code.*; save it as safetensors"):
+            convert_expert(folder, tmp_path / "x.gguf", llama_cpp=llama_cpp)
+    assert not (folder / "read").exists()
 
 
 def test_another_pre_tokenizer(source: Path, tmp_path: Path) -> None:
@@ -231,16 +282,14 @@ def test_where_a_checkpoint_is(source: Path, tmp_path: Path, monkeypatch: pytest
 
 # ------------------------------------------------------------------------------------------------------ what it costs
 
-_MEASURE = """
+_CONVERT = """
 import sys
 from pathlib import Path
+import gguf, llama_cpp, ml_dtypes, safetensors
 from converters.expert import convert_expert
-def peak():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-import gguf, ml_dtypes, safetensors, llama_cpp
-before = peak()
-convert_expert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], verify=False)
-print(peak() - before)
+print(flush=True)
+sys.stdin.readline()
+convert_expert(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], verify=sys.argv[4] == "verify")
 """
 
 
@@ -256,7 +305,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.write_safetensors(folder, tiny.TinyShape()) / "config.json"
     values = json.loads(config.read_text())
     values |= {"hidden_size": 1024, "intermediate_size": 6144, "num_hidden_layers": 6, "num_attention_heads": 8}
-    config.write_text(json.dumps(values | {"num_key_value_heads": 8, "vocab_size": shape.vocab}))
+    values |= {"num_key_value_heads": 8, "vocab_size": shape.vocab, "max_position_embeddings": 64}
+    config.write_text(json.dumps(values))
     (folder / "model.safetensors").unlink()
     vocabularies.write_plain_tokenizer(folder)
     row = (np.random.default_rng(0).standard_normal(8192) * 0.02).astype(ml_dtypes.bfloat16)
@@ -273,20 +323,57 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the peak")
-def test_memory_stays_near_the_largest_shard(shards: Path, tmp_path: Path) -> None:
-    total = sum(file.stat().st_size for file in shards.glob("*.safetensors")) / 2**20
-    largest = max(file.stat().st_size for file in shards.glob("*.safetensors")) / 2**20
-    command = [sys.executable, "-c", _MEASURE, str(shards), str(tmp_path / "x.gguf"), "f16"]
-    grown = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert total > largest + 250
-    assert grown < largest + 150, f"{grown:.0f} MiB for shards of {largest:.0f} MiB"
-    assert (tmp_path / "x.gguf").stat().st_size / 2**20 > total - 10
+def _memory(process: subprocess.Popen[str]) -> dict[str, float]:
+    """MiB of anonymous pages, and of all pages at most, of a process; nothing of one that has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) / 1024 for name in ("RssAnon", "VmHWM") if name in fields}
+
+
+def _grown(src: Path, out: Path, quant: str, how: str) -> dict[str, float]:
+    """By how many MiB a process grows at most while it converts."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CONVERT, str(src), str(out), quant, how],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        assert process.stdin and process.stdout
+        process.stdout.readline()
+        before = most = _memory(process)
+        process.stdin.close()
+        while process.poll() is None:
+            most = most | {name: max(value, most[name]) for name, value in _memory(process).items()}
+            time.sleep(0.002)
+    assert process.returncode == 0
+    return {name: most[name] - before[name] for name in most}
+
+
+COSTS = [("f16", "no-verify"), ("f16", "verify"), ("Q8_0", "verify"), ("Q4_0", "verify")]
+if os.environ.get("FRCLI_TEST_ALL") == "1":
+    COSTS.append(("Q4_K_M", "verify"))  # which takes llama.cpp many times as long to make
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for the memory")
+@pytest.mark.parametrize("quant, how", COSTS)
+def test_memory_stays_near_the_largest_shard(quant: str, how: str, shards: Path, tmp_path: Path) -> None:
+    """What a process must have, that is; the pages of a mapped file can be taken back, and llama.cpp maps one."""
+    sizes = [file.stat().st_size / 2**20 for file in shards.glob("*.safetensors")]
+    grown = _grown(shards, tmp_path / "x.gguf", quant, how)
+    assert sum(sizes) > max(sizes) + 250
+    assert 30 < grown["RssAnon"] < max(sizes) + 170, grown
+    mapped = 0 if (quant, how) == ("f16", "no-verify") else sum(sizes)
+    assert grown["VmHWM"] < mapped + max(sizes) + 170, grown
+    assert (quant != "f16") or (tmp_path / "x.gguf").stat().st_size / 2**20 > sum(sizes) - 10
 
 
 def test_nothing_has_the_name_after_a_kill(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.gguf"
-    process = subprocess.Popen([sys.executable, "-c", _MEASURE, str(shards), str(out), "f32"])
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CONVERT, str(shards), str(out), "f32", "no-verify"], stdin=subprocess.DEVNULL
+    )
     while not any(file.stat().st_size > 1 << 25 for file in tmp_path.glob(".*/*")):
         assert process.poll() is None
         time.sleep(0.01)

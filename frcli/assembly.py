@@ -13,24 +13,20 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from frcli.bundle import MANIFEST, ROUTER_FORMAT, Bundle, Manifest, file_sha256, read_bundle, valid_name
-from frcli.errors import BundleError, ModelError, OutputError, UsageError
+from frcli.bundle import MANIFEST, Bundle, Manifest, file_sha256, read_bundle, valid_name
+from frcli.compatibility import ROUTER_BASE, Comparison, check_router, compare
+from frcli.errors import OutputError, UsageError
 from frcli.fusion.policy import BASE, LARGE, ROUTER
 from frcli.fusion.registry import make_policy
-from frcli.sources.ggml import Tensor, open_header
-from frcli.sources.llama import LlamaModel
-from frcli.sources.onnx_header import onnx_metadata
 from frcli.sources.shape import read_shape
-from frcli.tokens import explain_difference, vocabulary_hash
 
 SOURCES = ("hf:", "pypi:")
-ROUTER_BASE = "router's base"
 _CONTEXT = 2048
 
 
@@ -85,9 +81,15 @@ def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, 
     _refuse(folder, force)
     notes: list[str] = []
     pieces = list(_pieces(wish))
-    vocabulary, kinds = _compare(pieces, notes)
-    experts = _ordered(wish, pieces, vocabulary, notes)
-    text = _manifest(wish, experts, pieces, vocabulary, kinds)
+    notes += [
+        f"{piece.role}: {piece.source} is not here, so it was not looked at and has no sha256"
+        for piece in pieces
+        if piece.path is None
+    ]
+    found = compare({piece.role: piece.path for piece in pieces if piece.path is not None})
+    notes += found.notes
+    experts, gamma = _ordered(wish, pieces, found.vocabulary, notes)
+    text = _manifest(wish, experts, gamma, pieces, found)
     try:
         Manifest.model_validate(tomllib.loads(text))
     except ValidationError as error:
@@ -175,136 +177,28 @@ def _in_hub_cache(source: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _compare(pieces: Sequence[Piece], notes: list[str]) -> tuple[str, dict[str, str]]:
-    """The hash of the vocabulary that all models share, empty if no base is here; and for each expert with a file that
-    is here whether that is an ``adapter`` or a model ``file``.
-
-    Raises ``BundleError`` for models of other tokenizers, adapters of other models, and files in the wrong role.
-    """
-    here = {piece.role: piece.path for piece in pieces if piece.path is not None}
-    kinds: dict[str, str] = {}
-    for role, path in here.items():
-        if role == ROUTER:
-            continue
-        with open_header(path) as header:
-            adapter = header.text("general.type") == "adapter"
-        if role.startswith("expert "):
-            kinds[role.removeprefix("expert ")] = "adapter" if adapter else "file"
-        elif adapter:
-            raise BundleError(f"the {role} {path} is an adapter", "give a model")
-    for piece in pieces:
-        if piece.path is None:
-            notes.append(f"{piece.role}: {piece.source} is not here, so it was not looked at and has no sha256")
-    base = here.get(BASE)
-    if base is None:
-        return "", kinds
-    with closing(LlamaModel(base, vocab_only=True)) as first:
-        texts, manner = first.texts(), _manner(first)
-    for role, path in here.items():
-        name = role.removeprefix("expert ")
-        if role in (BASE, ROUTER):
-            continue
-        if kinds.get(name) == "adapter":
-            _check_adapter(path, base)
-            continue
-        with closing(LlamaModel(path, vocab_only=True)) as other:
-            if difference := explain_difference("the base", texts, role, other.texts()):
-                raise BundleError(difference, "all models must share the base's tokenizer")
-            notes += [
-                f"{role}: its {what} is {_shown(found, own)}, the base's is {_shown(own, found)}, which is what counts"
-                for what, found in _manner(other).items()
-                if found != (own := manner[what])
-            ]
-    return vocabulary_hash(texts), kinds
-
-
-def _manner(model: LlamaModel) -> dict[str, str]:
-    """How a model's texts begin, end and are laid out."""
-    return {"beginning token": model.bos, "end token": model.eos, "chat template": model.chat_template or ""}
-
-
-def _shown(text: str, other: str) -> str:
-    """The text from where it differs from the other one, a few characters before included."""
-    begin = max(0, len(os.path.commonprefix([text, other])) - 20)
-    return f"{'...' if begin else ''}{ascii(text[begin : begin + 60])}" if text else "missing"
-
-
-def _check_adapter(path: Path, base: Path) -> None:
-    """Raise ``BundleError`` unless every matrix of the adapter fits one of the base's."""
-    with open_header(base) as header:
-        family, sizes = header.text("general.architecture"), {each.name: each for each in header.tensors()}
-    with open_header(path) as header:
-        own, parts = header.text("general.architecture"), list(header.tensors())
-    if own != family:
-        raise BundleError(f"the adapter {path} was made for the architecture {own}, and the base is {family}")
-    for part in parts:
-        if problem := _misfit(part, sizes):
-            raise BundleError(f"the adapter {path} does not fit the base: {problem}", "was it made for another model?")
-
-
-def _misfit(part: Tensor, sizes: Mapping[str, Tensor]) -> str:
-    name, _, side = part.name.rpartition(".")
-    whole = sizes.get(name)
-    if whole is None:
-        return f"there is no {name}"
-    if side == "lora_a" and part.columns != whole.columns:
-        return f"{name} has {whole.columns} columns, not {part.columns}"
-    if side == "lora_b" and part.rows != whole.rows:
-        return f"{name} has {whole.rows} rows, not {part.rows}"
-    return ""
-
-
-def _ordered(wish: Wish, pieces: Sequence[Piece], vocabulary: str, notes: list[str]) -> tuple[str, ...]:
-    """The experts in the order of the router's weights; as they were given without a router that is here.
-
-    Raises ``BundleError`` for a router of other experts, another tokenizer or another base.
-    """
+def _ordered(
+    wish: Wish, pieces: Sequence[Piece], vocabulary: str, notes: list[str]
+) -> tuple[tuple[str, ...], float | None]:
+    """The experts in the order of the router's weights, and gamma: as they were given without a router that is here."""
     given = tuple(wish.experts)
     piece = next((piece for piece in pieces if piece.role == ROUTER), None)
     if piece is None or piece.path is None:
-        return given
-    if piece.path.suffix == ".onnx":
-        said = onnx_metadata(piece.path)
-        if said.get("frcli.format") != ROUTER_FORMAT:
-            raise BundleError(f"{piece.path} is no router of frcli's", "make one with frcli convert router")
-        experts = tuple(json.loads(said.get("frcli.experts", "[]")))
-        if vocabulary and said.get("frcli.vocabulary") != vocabulary:
-            raise BundleError(f"the router {piece.path} was made for another tokenizer than the base's")
-        if wish.router_base:
-            raise UsageError("--router-base is for trained parts, and the router is an ONNX file", "leave it out")
-    else:
-        experts, made_from = _trained(piece.path)
-        source = next((each for each in pieces if each.role == ROUTER_BASE), pieces[0])
-        if made_from and source.sha256 and made_from != source.sha256:
-            raise BundleError(
-                f"the router {piece.path} was trained on a model with sha256 {made_from[:12]}..., and the "
-                f"{source.role} has {source.sha256[:12]}...",
-                "give that model as --router-base",
-            )
-    if set(experts) != set(given):
-        raise BundleError(
-            f"the router chooses among {', '.join(experts) or 'nobody'}, and the experts are {', '.join(given)}",
-            "name the experts as the router does; --expert NAME without a file is the base itself",
-        )
-    if experts != given:
-        notes.append(f"the experts are in the router's order: {', '.join(experts)}")
-    return experts
-
-
-def _trained(path: Path) -> tuple[tuple[str, ...], str]:
-    """The experts that a trained router chooses among, and the sha256 of the model that it was trained on."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as stored:
-            said = stored.metadata() or {}
-        return tuple(json.loads(said["experts"])), said.get("base_sha256", "")
-    except (SafetensorError, KeyError, ValueError, OSError):
-        raise ModelError(f"{path} is no router", "give router.safetensors of frcli train, or an ONNX file") from None
+        return given, wish.gamma
+    if wish.router_base and piece.path.suffix == ".onnx":
+        raise UsageError("--router-base is for trained parts, and the router is an ONNX file", "leave it out")
+    source = next((each for each in pieces if each.role == ROUTER_BASE), pieces[0])
+    router = check_router(piece.path, given, vocabulary, source.role, source.path)
+    if router.experts != given:
+        notes.append(f"the experts are in the router's order: {', '.join(router.experts)}")
+    if wish.gamma is None and router.gamma is not None:
+        notes.append(f"gamma is {router.gamma:g}, for which the router was trained")
+        return router.experts, router.gamma
+    return router.experts, wish.gamma
 
 
 def _manifest(
-    wish: Wish, experts: Sequence[str], pieces: Sequence[Piece], vocabulary: str, kinds: Mapping[str, str]
+    wish: Wish, experts: Sequence[str], gamma: float | None, pieces: Sequence[Piece], found: Comparison
 ) -> str:
     """The text of ``bundle.toml``."""
     by_role = {piece.role: piece for piece in pieces}
@@ -320,11 +214,11 @@ def _manifest(
         if context > trained:
             raise UsageError(f"a context of {context} tokens is not possible", f"the base reads at most {trained}")
     text = ["format = 1", f"name = {_toml(wish.name)}", *_pair("description", wish.description)]
-    text += [*_pair("license", wish.license), *_pair("vocabulary", vocabulary), "", "[base]", *lines(BASE)]
+    text += [*_pair("license", wish.license), *_pair("vocabulary", found.vocabulary), "", "[base]", *lines(BASE)]
     for name in experts:
         text += ["", f"[experts.{_toml(name)}]", *_pair("about", wish.about.get(name, ""))]
         if f"expert {name}" in by_role:
-            kind = kinds.get(name, "adapter" if name in wish.adapters else "file")
+            kind = found.kinds.get(name, "adapter" if name in wish.adapters else "file")
             text += lines(f"expert {name}", kind)
     if LARGE in by_role:
         text += ["", "[large]", *lines(LARGE)]
@@ -333,7 +227,7 @@ def _manifest(
         text += _pair("precision", wish.precision)
     if ROUTER_BASE in by_role:
         text += ["", "[router.base]", *lines(ROUTER_BASE)]
-    text += ["", "[defaults]", f"policy = {_toml(_policy(wish))}", *_pair("gamma", wish.gamma)]
+    text += ["", "[defaults]", f"policy = {_toml(_policy(wish))}", *_pair("gamma", gamma)]
     text += [*_pair("context", context), *_pair("system", wish.system)]
     return "\n".join(text) + "\n"
 

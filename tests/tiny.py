@@ -273,6 +273,7 @@ def write_trained(
     *,
     prompt_head: bool = True,
     gate_bias: float | None = None,
+    gamma: float | None = None,
 ) -> Path:
     """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base, and
     ``gate_bias`` gives it a gate that is open as far as its sigmoid on the whole.
@@ -284,7 +285,8 @@ def write_trained(
     gate = None
     if gate_bias is not None:
         gate = np.append(np.random.default_rng(seed + 2000).standard_normal(shape.hidden) * 0.2, gate_bias)[None]
-    save_trained(path, lora(shape, seed, rank), heads[0], experts, scale, base_sha256, False, calibration, prompt, gate)
+    delta = lora(shape, seed, rank)
+    save_trained(path, delta, heads[0], experts, scale, base_sha256, False, calibration, prompt, gate, None, gamma)
     return path
 
 

@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,15 @@ class Files:
     folder: Path
     env: dict[str, str]
 
+    @property
+    def vocabulary(self) -> str:
+        """The hash of the base's."""
+        from frcli.sources.llama import LlamaModel
+        from frcli.tokens import vocabulary_hash
+
+        with closing(LlamaModel(self.base, vocab_only=True)) as model:
+            return vocabulary_hash(model.texts())
+
     def __getattr__(self, name: str) -> Path:
         return self.folder / {"router": "router.safetensors", "onnx": "router.onnx"}.get(name, f"{name}.gguf")
 
@@ -37,8 +47,6 @@ def digest_of(path: Path) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from converters.adapter import convert_adapter
-    from frcli.sources.llama import LlamaModel
-    from frcli.tokens import vocabulary_hash
 
     folder = tmp_path_factory.mktemp("files")
     base = tiny.write_gguf(folder / "base.gguf")
@@ -48,10 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, on, shape in (("math", base, SHAPE), ("misfit", wide, replace(SHAPE, hidden=96, heads=6))):
         convert_adapter(tiny.write_peft(folder / f"{name}-peft", shape), on, folder / f"{name}.gguf")
     tiny.write_trained(folder / "router.safetensors", SHAPE, ("general", "math"), base_sha256=digest_of(base))
-    model = LlamaModel(base, vocab_only=True)
-    digest = vocabulary_hash(model.texts())
-    model.close()
-    trained = folder / "router.safetensors"
+    trained, digest = folder / "router.safetensors", Files(folder, {}).vocabulary
     tiny.write_router(folder / "router.onnx", base, trained, ("general", "math"), vocabulary=digest)
     return folder
 
@@ -103,6 +108,24 @@ def test_a_trained_router_is_built_by_pull(frcli: Run, files: Files, tmp_path: P
     shutil.move(tmp_path / "duo", tmp_path / "there")
     assert frcli("models", "pull", tmp_path / "there", env=files.env).code == 0
     assert frcli("chat", tmp_path / "there", "-p", "the", "-n", "3", env=files.env).code == 0
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_gamma_is_what_the_router_was_trained_for_unless_another_is_given(
+    frcli: Run, files: Files, tmp_path: Path, onnx: bool
+) -> None:
+    names = ("general", "math")
+    router = tiny.write_trained(tmp_path / "router.safetensors", SHAPE, names, gamma=0.75)
+    if onnx:
+        router = tiny.write_router(tmp_path / "r.onnx", files.base, router, names, vocabulary=files.vocabulary)
+    command = ["--base", files.base, "--expert", "general", "--expert", f"math={files.math}", "--link"]
+    for name, given, gamma in (("its", ["--router", router], 0.75), ("given", ["--router", router, "--gamma", "2"], 2)):
+        ran = frcli("models", "new", name, *command, *given, "-o", tmp_path / name, env=files.env)
+        assert ran.code == 0, ran.err
+        assert read_bundle(str(tmp_path / name)).manifest.defaults.gamma == gamma
+        assert ("gamma is 0.75, for which the router was trained" in ran.err) == (name == "its")
+    assert frcli("models", "new", "unknown", *command, "--router", files.router, env=files.env).code == 0
+    assert "gamma" not in (tmp_path / "models" / "unknown" / "bundle.toml").read_text()  # the router does not say
 
 
 def test_links_refer_to_files_where_they_are(frcli: Run, files: Files, tmp_path: Path) -> None:

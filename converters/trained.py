@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from converters.lora import Lora
 from converters.output import staging
 from frcli.errors import DataError, ModelError
-from frcli.metadata import MOST_GAMMA, trained_gamma
+from frcli.metadata import MOST_GAMMA, expert_names, trained_gamma
 
 FILE_NAME = "router.safetensors"
 _PREFIX, _A, _B = "delta.", ".lora_A", ".lora_B"
@@ -134,11 +134,11 @@ def read_trained(path: Path) -> Trained:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ModelError(f"cannot read {file}: {error}", hint) from error
     try:
-        experts = json.loads(metadata["experts"])
+        experts = list(expert_names(metadata["experts"], file))
         scale = float(metadata["scale"])
         base_sha256 = metadata["base_sha256"]
         layers = json.loads(metadata["layers"]) if "layers" in metadata else None
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} has no usable header entry for {error}", "it is not a trained router") from error
     gamma = trained_gamma(metadata.get("gamma"), file)
     problem = _problem(tensors, experts, scale, layers)

@@ -6,7 +6,6 @@ NAME``, ``router``, ``router's base``. Of a model only its header and its vocabu
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from pathlib import Path
 from frcli.bundle import ROUTER_FORMAT, file_sha256
 from frcli.errors import BundleError, ModelError
 from frcli.fusion.policy import BASE, ROUTER
-from frcli.metadata import trained_gamma
+from frcli.metadata import expert_names, trained_gamma
 from frcli.sources.ggml import Tensor, open_header
 from frcli.sources.llama import LlamaModel
 from frcli.sources.onnx_header import onnx_metadata
@@ -133,8 +132,8 @@ def check_router(path: Path, experts: Sequence[str], vocabulary: str, role: str,
         said = onnx_metadata(path)
         if said.get("frcli.format") != ROUTER_FORMAT:
             raise BundleError(f"{path} is no router of frcli's", "make one with frcli convert router")
-        experts_said = tuple(json.loads(said.get("frcli.experts", "[]")))
-        found = RouterPart(experts_said, trained_gamma(said.get("frcli.gamma"), path))
+        names, gamma = expert_names(said.get("frcli.experts"), path), trained_gamma(said.get("frcli.gamma"), path)
+        found = RouterPart(names, gamma)
         if vocabulary and said.get("frcli.vocabulary") != vocabulary:
             raise BundleError(f"the router {path} was made for another tokenizer than the base's")
     else:
@@ -162,7 +161,9 @@ def _trained(path: Path) -> tuple[RouterPart, str]:
     try:
         with safe_open(path, framework="numpy") as stored:
             said = stored.metadata() or {}
-        experts, made_from = tuple(json.loads(said["experts"])), said.get("base_sha256", "")
-    except (SafetensorError, KeyError, ValueError, OSError):
-        raise ModelError(f"{path} is no router", "give router.safetensors of frcli train, or an ONNX file") from None
-    return RouterPart(experts, trained_gamma(said.get("gamma"), path)), made_from
+    except (SafetensorError, ValueError, OSError):
+        said = {}
+    if "experts" not in said:
+        raise ModelError(f"{path} is no router", "give router.safetensors of frcli train, or an ONNX file")
+    part = RouterPart(expert_names(said["experts"], path), trained_gamma(said.get("gamma"), path))
+    return part, said.get("base_sha256", "")

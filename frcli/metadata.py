@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from frcli.bundle import valid_name
 from frcli.errors import ModelError
 
 MOST_GAMMA = 16
 _AGAIN = "train or convert it again, or fetch it again if it was downloaded"
+
+
+def expert_names(text: str | None, path: Path) -> tuple[str, ...]:
+    """The experts that the router in the file ``path`` chooses among, in the order of its weights: ``text`` is a JSON
+    list of names, empty for a model without a routing head, None where the file has no such entry.
+
+    Raises ``ModelError`` unless it is such a list and names nobody twice.
+    """
+    try:
+        names = json.loads(text or "")
+        if not isinstance(names, list):
+            raise ValueError("not a list")
+        found = tuple(valid_name(name) if isinstance(name, str) else "" for name in names)
+    except (ValueError, RecursionError):  # no JSON, no names, or lists in lists without an end
+        found = ("",)
+    if not all(found):
+        said = "nothing" if text is None else ascii(text[:40])
+        raise ModelError(f"{path} says {said} of its experts, which is no JSON list of names", _AGAIN)
+    if len(set(found)) != len(found):
+        raise ModelError(f"{path} names an expert twice in {', '.join(found)[:200]}", _AGAIN)
+    return found
 
 
 def trained_gamma(text: str | None, path: Path) -> float | None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import glob
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from frcli.errors import OutputError
-
-_SETTLED = 60.0  # seconds
+from frcli.files import scratch
 
 
 def refuse_existing(path: Path, force: bool) -> None:
@@ -40,55 +34,18 @@ def staging(path: Path, force: bool = False) -> Iterator[Path]:
     ``force`` and for every failure of the file system (full disk, missing permission, missing folder).
     """
     refuse_existing(path, force)
-    folder: Path | None = None
-    lock: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        lock = _locked(folder)
-        yield folder
-        written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-        for file in written:
-            _flush(file)
-        refuse_existing(path, force)
-        for file in written:
-            os.replace(file, path.parent / file.name)
+        with scratch(path.parent, f".{path.name}.") as folder:
+            yield folder
+            written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+            for file in written:
+                _flush(file)
+            refuse_existing(path, force)
+            for file in written:
+                os.replace(file, path.parent / file.name)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_left(path: Path) -> None:
-    """Remove the folders of processes that were killed while they wrote ``path``: nobody holds their locks."""
-    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        with contextlib.suppress(OSError):
-            # A process that has just made its folder may not have locked it yet.
-            if not folder.is_dir() or time.time() - folder.stat().st_mtime < _SETTLED:
-                continue
-            lock = _locked(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-
-
-def _locked(folder: Path) -> int | None:
-    """Lock the folder for as long as this process lives, or return None if another one has it or there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where what was left stays until somebody removes it
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

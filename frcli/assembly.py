@@ -8,22 +8,19 @@ in the manifest: ``frcli models pull`` fetches it, and what it holds is checked 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from frcli.bundle import MANIFEST, Bundle, Manifest, file_sha256, read_bundle, valid_name
+from frcli.bundle import Bundle, Manifest, file_sha256, read_bundle, valid_name
 from frcli.compatibility import ROUTER_BASE, Comparison, check_router, compare
-from frcli.errors import OutputError, UsageError
+from frcli.errors import UsageError
 from frcli.fusion.policy import BASE, LARGE, ROUTER
 from frcli.fusion.registry import make_policy
+from frcli.installation import install, room_in
 from frcli.sources.shape import read_shape
 
 SOURCES = ("hf:", "pypi:")
@@ -78,7 +75,7 @@ def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, 
     do not belong together, ``OutputError`` for a folder that exists or cannot be written; nothing is left then.
     """
     _check_names(wish)
-    _refuse(folder, force)
+    room = room_in(folder, force)
     notes: list[str] = []
     pieces = list(_pieces(wish))
     notes += [
@@ -89,18 +86,14 @@ def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, 
     found = compare({piece.role: piece.path for piece in pieces if piece.path is not None})
     notes += found.notes
     experts, gamma = _ordered(wish, pieces, found.vocabulary, notes)
-    text = _manifest(wish, experts, gamma, pieces, found)
+    text = _manifest(wish, experts, gamma, pieces, found, room)
     try:
         Manifest.model_validate(tomllib.loads(text))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise UsageError(f"this makes no bundle: {key} is wrong: {first['msg']}", "see docs/bundles.md") from None
-    with _staged(folder, force) as inside:
-        for piece in pieces:
-            if piece.path is not None:
-                _put(piece, inside, folder, link=wish.link)
-        (inside / MANIFEST).write_text(text, encoding="utf-8")
+    install(folder, room, _files(pieces), text, link=wish.link)
     return read_bundle(str(folder)), notes
 
 
@@ -198,14 +191,14 @@ def _ordered(
 
 
 def _manifest(
-    wish: Wish, experts: Sequence[str], gamma: float | None, pieces: Sequence[Piece], found: Comparison
+    wish: Wish, experts: Sequence[str], gamma: float | None, pieces: Sequence[Piece], found: Comparison, room: str
 ) -> str:
-    """The text of ``bundle.toml``."""
+    """The text of ``bundle.toml``, with the files in ``room``."""
     by_role = {piece.role: piece for piece in pieces}
 
     def lines(role: str, key: str = "file") -> list[str]:
         piece = by_role[role]
-        return [f"{key} = {_toml(piece.file)}", *_pair("source", piece.source), *_pair("sha256", piece.sha256)]
+        return [f"{key} = {_toml(room + piece.file)}", *_pair("source", piece.source), *_pair("sha256", piece.sha256)]
 
     context, base = wish.context, by_role[BASE].path
     if base is not None:
@@ -241,55 +234,14 @@ def _toml(value: str | float | None) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _refuse(folder: Path, force: bool) -> None:
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise OutputError(f"{folder} is not a folder", "choose another place with -o")
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    if not force:
-        raise OutputError(f"{folder} exists", "choose another name or place, or use --force to replace it")
-    if not (folder / MANIFEST).is_file():
-        raise OutputError(f"{folder} is no bundle, so it is not replaced", "choose another place with -o")
-
-
-@contextmanager
-def _staged(folder: Path, force: bool) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its place when the block ends well, and is gone otherwise."""
-    beside = old = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        beside.chmod(0o755)
-        yield beside
-        _refuse(folder, force)
-        if folder.exists():
-            old = folder.rename(beside.with_name(f"{beside.name}.old"))
-        try:
-            beside.rename(folder)
-        except OSError:
-            if old is not None:
-                old.rename(folder)
-            raise
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {error.strerror or error}", "choose another place") from None
-    finally:
-        for left in (beside, old):
-            if left is not None:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def _put(piece: Piece, inside: Path, folder: Path, *, link: bool) -> None:
-    """Put a file, and the data of a large ONNX file, into the folder: a hard link where that is possible, or a copy."""
-    assert piece.path is not None
-    files = {piece.path: piece.file}
-    data = piece.path.with_name(f"{piece.path.name}.data")
-    if piece.file.endswith(".onnx") and data.is_file():
-        files[data] = data.name
-    for path, name in files.items():
-        if link and not path.is_relative_to(folder.resolve()):
-            (inside / name).symlink_to(path)
+def _files(pieces: Sequence[Piece]) -> dict[str, Path]:
+    """The files that are here by their names in the bundle, with the data beside a large ONNX file."""
+    found: dict[str, Path] = {}
+    for piece in pieces:
+        if piece.path is None:
             continue
-        try:
-            os.link(path, inside / name)
-        except OSError:  # another disk, or one that has no links
-            shutil.copyfile(path, inside / name)
+        found[piece.file] = piece.path
+        data = piece.path.with_name(f"{piece.path.name}.data")
+        if piece.file.endswith(".onnx") and data.is_file():
+            found[data.name] = data
+    return found

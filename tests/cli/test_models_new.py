@@ -200,6 +200,40 @@ def test_another_template_is_told(frcli: Run, files: Files, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"begin": "<|endoftext|>"}, ["its beginning token is '<|endoftext|>', the base's is '<|im_start|>'"]),
+        ({"end": "user"}, ["its end token is 'user', the base's is '<|im_end|>'"]),
+        ({"end": "user"}, ["tokens that end an answer for it and not for the base, which is what counts: 'user'"]),
+        ({"turn": "system"}, ["its end-of-turn token is 'system'", "tokens that end an answer for it and not"]),
+        ({"pad": "<|endoftext|>"}, ["its padding token is '<|endoftext|>', the base's is '<|im_end|>'"]),
+        (
+            {"control": (*tiny.SPECIAL, *"abcdefghij")},
+            [
+                "tokens that are control tokens for it and not for the base, which is what counts: 'a', 'b', 'c', 'd', "
+                "'e', 'f', 'g', 'h', and 2 more"
+            ],
+        ),
+        (
+            {"control": ("<|endoftext|>", "<|im_end|>")},
+            [
+                "tokens that are control tokens for the base, which is what counts, and not for it: '<|im_start|>'",
+            ],
+        ),
+    ],
+)
+def test_other_special_tokens_are_told(frcli: Run, files: Files, change: dict[str, Any], said: list[str]) -> None:
+    vocabulary = replace(SHAPE.vocabulary, **change)
+    own = tiny.write_gguf(files.folder / "own.gguf", replace(SHAPE, vocabulary=vocabulary))
+    ran = frcli("models", "new", "p", "--base", files.base, "--expert", f"a={own}", "--link", env=files.env)
+    assert ran.code == 0, ran.err
+    for words in said:
+        assert f"expert a: {words}" in ran.err
+    alike = frcli("models", "new", "q", "--base", own, "--expert", f"a={own}", "--link", env=files.env)
+    assert "expert a: " not in alike.err
+
+
+@pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (["--base", "{base}", "--expert", "a={foreign}"], 1, "differ in token 40"),

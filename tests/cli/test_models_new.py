@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -231,6 +232,35 @@ def test_other_special_tokens_are_told(frcli: Run, files: Files, change: dict[st
         assert f"expert a: {words}" in ran.err
     alike = frcli("models", "new", "q", "--base", own, "--expert", f"a={own}", "--link", env=files.env)
     assert "expert a: " not in alike.err
+
+
+def test_layers_that_a_gpu_has_no_room_for_are_told(frcli: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frcli.sources import plan
+    from frcli.sources.devices import CPU, GPU, Device
+
+    long = tiny.write_gguf(files.folder / "long.gguf", replace(SHAPE, layers=6, context=1 << 15))
+    command = ["models", "new", "big", "--base", long, "--link", "--force", "--ctx", "32000"]
+    host = Device("CPU", "", CPU, 1 << 34, 1 << 34)
+
+    def said(free: int) -> list[str]:
+        monkeypatch.setattr(plan, "devices", lambda: (host, Device("CUDA0", "", GPU, free, free)))
+        ran = frcli(*command, env=files.env)
+        assert ran.code == 0, ran.err
+        return [line for line in ran.err.splitlines() if re.match("(all )?layers ", line)]
+
+    assert said(1 << 32) == []  # all of them
+    # 512 MiB of a GPU stay free; keys and values take 4 MiB a layer, what is computed a multiple of that.
+    some, change = said((512 + 40) << 20)
+    told = re.fullmatch(r"layers on CUDA0: (\d) of 7 of base; the processor has the others, which is slower", some)
+    assert told and 0 < int(told[1]) < 7
+    context = re.fullmatch(r"all layers would be on CUDA0 with --ctx (\d+)(, or .*)?", change)
+    assert context and 512 <= int(context[1]) < 32000
+    command[-1] = context[1]
+    assert said((512 + 40) << 20) == []
+    command[-1] = str(int(context[1]) + 256)
+    assert len(said((512 + 40) << 20)) == 2
+    none, change = said(512 << 20)
+    assert "0 of 7 of base" in none and change == "all layers would be on CUDA0 with smaller models alone"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What the manifests take whose models are not here: download, disk and memory, by the models' published shapes.
 
     python benchmarks/manifest_sizes.py                       # the table, as Markdown
-    python benchmarks/manifest_sizes.py --write               # the table into models/README.md
+    python benchmarks/manifest_sizes.py --write               # the table, and what fits where, into models/README.md
 
 Nothing is loaded and nothing is fetched: sizes follow from the numbers in each model's config.json, memory from frcli's
 memory plan (frcli/sources/plan.py).
@@ -29,7 +29,8 @@ from frcli.sources.shape import ModelShape, describe_shape
 
 MODELS = Path(__file__).parent.parent / "models"
 GIB = 1 << 30
-GPUS = (8, 12, 24)
+GPUS = MEMORIES = (8, 12, 24)  # GB, of a GPU and of main memory
+SYSTEM = 2 * GIB  # of main memory that is left to everything else
 
 _QWEN = {"layers": 28, "hidden": 1536, "ffn": 8960, "heads": 12, "kv_heads": 2, "vocab": 151936, "tied": True}
 _LLAMA = {"layers": 32, "hidden": 4096, "ffn": 14336, "heads": 32, "kv_heads": 8, "vocab": 128256, "context": 131072}
@@ -153,6 +154,35 @@ def table() -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
+def smallest(found: Sizes, *, router: bool = False) -> int | None:
+    """The least of the MEMORIES that the bundle fits without a GPU, with its router beside it if that is wanted."""
+    needed = found.processor.needed(found.processor.devices[0]) + SYSTEM
+    if router and found.router is not None:
+        needed += found.router.weights + found.router.kv(found.processor.running)
+    return next((size for size in MEMORIES if needed <= size * GIB), None)
+
+
+def sentences() -> str:
+    """Which bundles fit which of the MEMORIES, for models/README.md."""
+    found = {bundle.name: sizes(bundle) for bundle in bundles()}
+    alone = {name: smallest(each) for name, each in found.items()}
+    routed = {name: smallest(each, router=True) for name, each in found.items() if each.router is not None}
+    return (
+        f"Without a GPU, and with {SYSTEM // GIB} GiB left to the system, {_grouped(alone)}. "
+        f"With a router, {_grouped(routed)}.\n"
+    )
+
+
+def _grouped(fits: dict[str, int | None]) -> str:
+    parts = []
+    for size in (*MEMORIES, None):
+        names = [f"`{name}`" for name, least in fits.items() if least == size]
+        if names:
+            what = f"{size} GB of main memory" if size else f"none of {', '.join(map(str, MEMORIES))} GB"
+            parts.append(f"{' and '.join(names)} fit{'s' if len(names) == 1 else ''} {what}")
+    return ", ".join(parts)
+
+
 def _on_gpu(plan: Plan) -> str:
     host, gpu = plan.devices
     on, layers = (sum(each) for each in zip(*((p.on_gpu, p.layers) for p in plan.placements), strict=True))
@@ -161,22 +191,27 @@ def _on_gpu(plan: Plan) -> str:
 
 
 def parts(text: str) -> Iterator[str]:
-    """The text before the table, the table, and the text behind it."""
+    """The text before the table, the table with the sentences below it, and the text behind them."""
     begin = text.index("| bundle | what it is |")
-    end = text.index("\n\n", begin) + 1
+    end = text.index("\n\n", text.index("\nWithout a GPU, ", begin)) + 1
     yield from (text[:begin], text[begin:end], text[end:])
+
+
+def written() -> str:
+    """What models/README.md has of this."""
+    return f"{table()}\n{sentences()}"
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into models/README.md")
+    parser.add_argument("--write", action="store_true", help="put them into models/README.md")
     if not parser.parse_args().write:
-        print(table(), end="")
+        print(written(), end="")
         return
     page = MODELS / "README.md"
     before, _, behind = parts(page.read_text(encoding="utf-8"))
-    page.write_text(before + table() + behind, encoding="utf-8")
+    page.write_text(before + written() + behind, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ import errno
 import glob
 import os
 import re
-import shutil
-import tempfile
-import time
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from frcli.errors import OutputError
+from frcli.files import locked, scratch
 
-_SETTLED = 60.0  # seconds
 _END = re.compile(r"\.([0-9a-f]{16}\.)?data")  # of a companion's name; some have no hash in it
 
 
@@ -42,28 +39,19 @@ def staging(path: Path, force: bool = False) -> Iterator[Path]:
     ``force`` and for every failure of the file system (full disk, missing permission, missing folder).
     """
     refuse_existing(path, force)
-    folder: Path | None = None
-    lock: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(path)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        lock = _locked(folder)
-        yield folder
-        written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
-        for file in written:
-            _flush(file)
-        refuse_existing(path, force)
-        for file in written:
-            os.replace(file, path.parent / file.name)
-        _remove_companions(path, {file.name for file in written}, folder)
+        with scratch(path.parent, f".{path.name}.") as folder:
+            yield folder
+            written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+            for file in written:
+                _flush(file)
+            refuse_existing(path, force)
+            for file in written:
+                os.replace(file, path.parent / file.name)
+            _remove_companions(path, {file.name for file in written}, folder)
     except OSError as error:
         raise cannot_write(path, error) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
 def companion(path: Path, digest: str) -> str:
@@ -76,51 +64,18 @@ def companion(path: Path, digest: str) -> str:
 
 def _remove_companions(path: Path, kept: Container[str], own: Path) -> None:
     """Remove the companions of former results, unless another process may be about to name its own in ``path``."""
-    with contextlib.suppress(OSError):  # the result is there, whatever else is
-        for folder in _folders(path):
-            if folder == own:
+    with contextlib.suppress(OSError):  # the result is there, whatever else is; a folder in use raises, too
+        for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            if folder == own or not folder.is_dir():
                 continue
-            lock = _locked(folder)
-            if lock is None:
+            lock = locked(folder)
+            if lock is None:  # there are no locks here, so nobody knows
                 return
             os.close(lock)
         for file in path.parent.iterdir():
             own_end = file.name.startswith(path.name) and _END.fullmatch(file.name.removeprefix(path.name))
             if own_end and file.name not in kept:
                 file.unlink()
-
-
-def _remove_left(path: Path) -> None:
-    """Remove the folders of processes that were killed while they wrote ``path``: nobody holds their locks."""
-    for folder in _folders(path):
-        with contextlib.suppress(OSError):
-            # A process that has just made its folder may not have locked it yet.
-            if time.time() - folder.stat().st_mtime < _SETTLED:
-                continue
-            lock = _locked(folder)
-            if lock is not None:
-                shutil.rmtree(folder, ignore_errors=True)
-                os.close(lock)
-
-
-def _folders(path: Path) -> Iterator[Path]:
-    """The folders of all processes that write ``path``, or were killed when they did."""
-    return (folder for folder in path.parent.glob(f".{glob.escape(path.name)}.*") if folder.is_dir())
-
-
-def _locked(folder: Path) -> int | None:
-    """Lock the folder for as long as this process lives, or return None if another one has it or there are no locks."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where what was left stays until somebody removes it
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

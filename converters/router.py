@@ -104,6 +104,8 @@ def convert_router(
         "frcli.kv_heads": str(checkpoint.config.kv_heads),
         "frcli.head_dim": str(checkpoint.config.head_dim),
     }
+    if part is not None and part.gamma is not None:
+        metadata["frcli.gamma"] = repr(part.gamma)
     routing = part.routing if part else None
     with staging(out, force) as folder:
         if part is not None and part.calibration is not None and chosen.calibrated:

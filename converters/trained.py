@@ -14,8 +14,10 @@ strings ``experts`` (JSON list of names, in the order of the rows of ``routing.w
 A is multiplied with, lora_alpha / r) and ``base_sha256`` (the base that the delta belongs to). ``prompt.weight`` is a
 head that chooses one expert for a whole answer, at the prompt's last token. ``gate.weight``, its last column a bias, is
 a head whose sigmoid weighs the router's logits token by token. ``calibration`` holds token ids of texts of
-the kind that the router will read; quantization to few bits minds what they need most. A fourth string, ``layers``, is
-there for a router of fewer layers than its base: a JSON list of those of the base that it has, from 0 and rising;
+the kind that the router will read; quantization to few bits minds what they need most.
+
+Two more strings may be there: ``gamma``, the decimal exponent of the router's logits that it was trained for, and, for
+a router of fewer layers than its base, ``layers``: a JSON list of those of the base that it has, from 0 and rising;
 ``<module>`` counts the layers that are left.
 """
 
@@ -34,6 +36,7 @@ from numpy.typing import NDArray
 from converters.lora import Lora
 from converters.output import staging
 from frcli.errors import DataError, ModelError
+from frcli.metadata import MOST_GAMMA, expert_names, trained_gamma
 
 FILE_NAME = "router.safetensors"
 _PREFIX, _A, _B = "delta.", ".lora_A", ".lora_B"
@@ -49,7 +52,8 @@ class Trained:
     ``delta`` maps module paths to low-rank updates; ``routing`` is float32 [n_experts, hidden] and reads the final
     hidden state after the final norm; row i belongs to ``experts[i]``, and so it is with ``prompt``, if there is one.
     ``gate`` is float32 [1, hidden + 1], the bias last; ``layers`` are the base's that the router has, None for all.
-    ``calibration`` int32 [sequences, length] holds the ids of texts to quantize for, if there are any.
+    ``calibration`` int32 [sequences, length] holds the ids of texts to quantize for, if there are any. ``gamma`` is
+    what it was trained for, None where that is not known.
     """
 
     delta: Mapping[str, Lora]
@@ -60,6 +64,7 @@ class Trained:
     prompt: NDArray[np.float32] | None = None
     gate: NDArray[np.float32] | None = None
     layers: tuple[int, ...] | None = None
+    gamma: float | None = None
 
 
 def save_trained(
@@ -74,6 +79,7 @@ def save_trained(
     prompt: NDArray[Any] | None = None,
     gate: NDArray[Any] | None = None,
     layers: Sequence[int] | None = None,
+    gamma: float | None = None,
 ) -> None:
     """Write the trained part of a router to the file ``path``.
 
@@ -97,7 +103,11 @@ def save_trained(
     metadata = {"experts": json.dumps(list(experts)), "scale": repr(float(scale)), "base_sha256": base_sha256}
     if layers is not None:
         metadata["layers"] = json.dumps(list(layers))
+    if gamma is not None:
+        metadata["gamma"] = repr(float(gamma))
     problem = _problem(tensors, list(experts), float(scale), None if layers is None else list(layers))
+    if not problem and gamma is not None and not 0 <= gamma <= MOST_GAMMA:
+        problem = f"gamma is {gamma}, not a number from 0 to {MOST_GAMMA}"
     if problem:
         raise DataError(f"a trained router cannot be saved: {problem}")
     with staging(path, force) as folder:
@@ -124,12 +134,13 @@ def read_trained(path: Path) -> Trained:
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ModelError(f"cannot read {file}: {error}", hint) from error
     try:
-        experts = json.loads(metadata["experts"])
+        experts = list(expert_names(metadata["experts"], file))
         scale = float(metadata["scale"])
         base_sha256 = metadata["base_sha256"]
         layers = json.loads(metadata["layers"]) if "layers" in metadata else None
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} has no usable header entry for {error}", "it is not a trained router") from error
+    gamma = trained_gamma(metadata.get("gamma"), file)
     problem = _problem(tensors, experts, scale, layers)
     if problem:
         raise ModelError(f"{file} is not a usable trained router: {problem}", hint)
@@ -141,7 +152,7 @@ def read_trained(path: Path) -> Trained:
     prompt, gate = (tensors[name].astype(np.float32) if name in tensors else None for name in (_PROMPT, _GATE))
     routing = tensors[_ROUTING].astype(np.float32)
     kept = None if layers is None else tuple(layers)
-    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt, gate, kept)
+    return Trained(delta, routing, tuple(experts), base_sha256, tensors.get(_CALIBRATION), prompt, gate, kept, gamma)
 
 
 def _problem(tensors: Mapping[str, NDArray[Any]], experts: Any, scale: float, layers: Any) -> str:

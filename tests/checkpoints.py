@@ -114,6 +114,7 @@ _GEMMA = _COMMON | {
     "pad_token_id": 0,
 }
 _CONFIGS: dict[str, dict[str, Any]] = {
+    "Qwen2.5-0.5B": _QWEN | {"num_hidden_layers": 3},
     "Qwen2.5-1.5B": _QWEN,
     "Qwen2.5-Math": _QWEN | {"rope_theta": 10000.0, "max_position_embeddings": 4096},
     "Qwen2.5-7B": _QWEN | {"vocab_size": 152064, "num_attention_heads": 4, "tie_word_embeddings": False},

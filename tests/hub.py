@@ -19,6 +19,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub.constants as constants
+import pytest
+
 LARGE = (".safetensors", ".gguf", ".bin", "tokenizer.json")  # what is kept in LFS, and comes by a redirect
 
 
@@ -96,6 +99,18 @@ class Hub:
             for request in self.requests
             if request.method == "GET" and (request.path.endswith(name) or request.path.split("/")[-1] in hashes)
         ]
+
+
+def stand_in(served: Hub, patch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let huggingface_hub take it for the only hub, which has been given its address when it was imported."""
+    patch.setattr(constants, "ENDPOINT", served.address)
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.address)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 5)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    patch.delenv("HF_TOKEN", raising=False)
 
 
 def commit(files: Mapping[str, bytes]) -> str:

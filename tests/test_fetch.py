@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import huggingface_hub.constants as constants
 import pytest
-from hub import Hub, commit
+from hub import Hub, commit, stand_in
 
 from frcli.bundle import Artifact, read_bundle, sha256_note
 from frcli.errors import FetchError
 from frcli.fetch import fetch
+from frcli.files import locked
 
 CHUNK = constants.DOWNLOAD_CHUNK_SIZE  # what huggingface_hub writes at a time
 BIG = hashlib.shake_256(b"weights").digest(2 * CHUNK + 12345)
@@ -32,15 +34,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub that huggingface_hub takes for the only one; it was given its address when it was imported."""
+    """A hub that huggingface_hub takes for the only one."""
     with Hub({REPO: {"model.gguf": BIG, "config.json": b"{}"}}) as served:
-        monkeypatch.setattr(constants, "ENDPOINT", served.address)
-        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", served.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 5)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        stand_in(served, monkeypatch, tmp_path / "hub-cache")
         yield served
 
 
@@ -94,7 +90,7 @@ def test_a_killed_run_is_gone_on_with_by_the_next(tmp_path: Path, hub: Hub) -> N
     assert part.stat().st_size == CHUNK
 
     ran = subprocess.run(command, env=environ, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    assert ran.returncode == 1 and "m.gguf is not a GGUF file" in ran.stderr  # it has come, and these bytes are none
     base = read_bundle(str(folder)).base()
     assert base.path.read_bytes() == BIG
     assert (base.sha256, base.noted) == (digest, True)
@@ -102,6 +98,58 @@ def test_a_killed_run_is_gone_on_with_by_the_next(tmp_path: Path, hub: Hub) -> N
     assert [request.range for request in content] == [None, f"bytes={CHUNK}-"]
     assert content[1].sent == len(BIG) - CHUNK
     assert not parts(tmp_path)
+
+
+FETCH_AND_DIE = """
+import os, signal, sys
+from contextlib import nullcontext
+from pathlib import Path
+from frcli.bundle import Artifact
+from frcli.fetch import Telling, fetch
+def working(what):
+    if what.startswith(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return nullcontext()
+fetch(Artifact("base", Path(sys.argv[1]), sys.argv[2], None), telling=Telling(working))
+"""
+
+
+@pytest.mark.parametrize("kind", ["hub", "address", "copy"])
+def test_a_run_that_is_killed_while_it_checks_loses_nothing_and_leaves_nothing(
+    kind: str, tmp_path: Path, hub: Hub
+) -> None:
+    hub.files["model.gguf"] = BIG
+    (tmp_path / "model.gguf").write_bytes(BIG)
+    places = {"hub": f"hf:{REPO}/model.gguf", "address": f"{hub.address}/files/model.gguf"}
+    wanted = artifact(tmp_path, places.get(kind, str(tmp_path / "model.gguf")))
+    environ = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path / "hub-cache")}
+    environ.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", FETCH_AND_DIE, str(wanted.path), str(wanted.source), "checking"]
+    killed = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not wanted.path.exists()
+    sent = len(hub.contents("model.gguf"))
+    assert (sent > 0) == (kind != "copy")
+
+    assert fetch(wanted)
+    assert wanted.path.read_bytes() == BIG
+    assert len(hub.contents("model.gguf")) == sent  # nothing is sent again
+    left = {path.name for path in (tmp_path / "cache" / "files").rglob("*")}
+    assert left == {"x", "model.gguf", "model.gguf.sha256"}
+
+
+def test_what_killed_runs_left_beside_other_files_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(BIG)
+    files = tmp_path / "cache" / "files"
+    dead, alive, other = (files / "y" / name for name in (".fetch-dead", ".fetch-alive", "model.gguf"))
+    for folder in (dead, alive, other):
+        folder.mkdir(parents=True)
+        (folder / "converted.gguf").write_bytes(b"half")
+    lock = locked(alive)  # as the run has it that works in it
+    assert lock is not None
+    assert fetch(artifact(tmp_path, str(tmp_path / "model.gguf")))
+    os.close(lock)
+    assert {path.name for path in (files / "y").iterdir()} == {".fetch-alive", "model.gguf"}
 
 
 def _until(look: Callable[[], list[Path]]) -> list[Path]:

@@ -45,11 +45,18 @@ class TinyVocabulary:
 
     ``padding`` unused ids are added at the end, as converters do when the model's embedding is wider than its
     tokenizer. ``swapped`` exchanges the texts of two ids, which makes a tokenizer that differs in exactly these.
+    ``control`` are the control tokens; ``begin``, ``end`` and ``pad`` are what begins, ends and fills a text, and
+    ``turn`` what ends a turn, if the file says it.
     """
 
     words: tuple[str, ...] = WORDS
     padding: int = 0
     swapped: tuple[int, int] | None = None
+    control: tuple[str, ...] = SPECIAL
+    begin: str = "<|im_start|>"
+    end: str = "<|im_end|>"
+    pad: str = "<|im_end|>"
+    turn: str = ""
 
     def merges(self) -> list[tuple[str, str]]:
         """Return the merges, in order of their rank, in the byte alphabet of GPT-2."""
@@ -273,6 +280,7 @@ def write_trained(
     *,
     prompt_head: bool = True,
     gate_bias: float | None = None,
+    gamma: float | None = None,
 ) -> Path:
     """Write the trained part of a router and return ``path``; an empty ``base_sha256`` fits every base, and
     ``gate_bias`` gives it a gate that is open as far as its sigmoid on the whole.
@@ -284,7 +292,8 @@ def write_trained(
     gate = None
     if gate_bias is not None:
         gate = np.append(np.random.default_rng(seed + 2000).standard_normal(shape.hidden) * 0.2, gate_bias)[None]
-    save_trained(path, lora(shape, seed, rank), heads[0], experts, scale, base_sha256, False, calibration, prompt, gate)
+    delta = lora(shape, seed, rank)
+    save_trained(path, delta, heads[0], experts, scale, base_sha256, False, calibration, prompt, gate, None, gamma)
     return path
 
 
@@ -329,17 +338,19 @@ def _add_vocabulary(writer: Any, vocabulary: TinyVocabulary) -> None:
     tokens = vocabulary.tokens()
     types = []
     for token in tokens:
-        special = gguf.TokenType.CONTROL if token in SPECIAL else gguf.TokenType.NORMAL
+        special = gguf.TokenType.CONTROL if token in vocabulary.control else gguf.TokenType.NORMAL
         types.append(gguf.TokenType.UNUSED if token.startswith("[PAD") else special)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([f"{a} {b}" for a, b in vocabulary.merges()])
-    writer.add_bos_token_id(SPECIAL.index("<|im_start|>"))
-    writer.add_eos_token_id(SPECIAL.index("<|im_end|>"))
+    writer.add_bos_token_id(tokens.index(vocabulary.begin))
+    writer.add_eos_token_id(tokens.index(vocabulary.end))
+    if vocabulary.turn:
+        writer.add_eot_token_id(tokens.index(vocabulary.turn))
     writer.add_unk_token_id(SPECIAL.index("<|endoftext|>"))
-    writer.add_pad_token_id(SPECIAL.index("<|im_end|>"))
+    writer.add_pad_token_id(tokens.index(vocabulary.pad))
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from frcli.cli import completion, ui
+from frcli.cli import ui
 from frcli.cli.command import Group
+from frcli.cli.fit import say_fit
+from frcli.cli.new import EXAMPLES, new
 from frcli.cli.options import Bundle as Name
 from frcli.cli.options import Force, Json
-from frcli.errors import BundleError, UsageError
+from frcli.errors import BundleError
 
 if TYPE_CHECKING:
     from frcli.bundle import Artifact, Bundle
@@ -117,143 +119,24 @@ def show(bundle: Name = None, as_json: Json = False) -> None:
 def pull(bundle: Name = None, force: Force = False) -> None:
     """Fetch a bundle's files and build its router.
 
-    What is here already and has the right sha256 is left as it is.
+    What is here already and has the right sha256 is left as it is. Then the models are compared: all must share the
+    base's tokenizer, and adapters must fit the base.
     """
     from frcli.bundle import DEFAULT_BUNDLE, read_bundle
+    from frcli.compatibility import compare
 
     read = read_bundle(bundle or DEFAULT_BUNDLE)
     for artifact in read.artifacts():
         _pull(artifact, force=force)
+    notes = compare({artifact.role: artifact.path for artifact in read.artifacts()}).notes
     _build_router(read, force=force)
+    for note in notes:
+        ui.say(note)
+    say_fit(read)
     ui.say(f"{read.name} is ready: frcli chat {bundle or read.name}")
 
 
-@app.command(
-    epilog="""
-    # the base itself, an adapter, and a router that was trained for the two
-    frcli models new duo --base base.gguf --expert general \\
-        --expert math=math.gguf --router router/router.safetensors
-
-    # no router: every token from all experts together
-    frcli models new mix --base base.gguf --expert math=math.gguf \\
-        --expert code=code.gguf --policy sum
-
-    # where the files are, without copies, with a line on an expert
-    frcli models new mine --base base.gguf --expert math=math.gguf \\
-        --policy expert:math --about math="sums and proofs" --link
-    """
-)
-def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the new bundle.", show_default=False)],
-    base: Annotated[
-        str, typer.Option(metavar="FILE", help="GGUF of the base: a file, or hf:USER/REPO/FILE.", show_default=False)
-    ],
-    expert: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=FILE]", help="An adapter or a model of its own; without a file the base itself."),
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="An expert that is an adapter; a file that is here says so itself."),
-    ] = None,
-    router: Annotated[str, typer.Option(metavar="FILE", help="router.safetensors of training, or ONNX.")] = "",
-    router_base: Annotated[
-        str, typer.Option(metavar="FILE", help="GGUF that the router is made of, if not base.")
-    ] = "",
-    precision: Annotated[
-        str,
-        typer.Option(
-            metavar="TYPE",
-            help="int4, int8, fp16 or fp32: what the router is built in.",
-            autocompletion=completion.PRECISIONS,
-        ),
-    ] = "",
-    large: Annotated[str, typer.Option(metavar="FILE", help="GGUF of a larger model that the experts steer.")] = "",
-    policy: Annotated[
-        str,
-        typer.Option(metavar="POLICY", help="How the models write together.", autocompletion=completion.policies),
-    ] = "",
-    gamma: Annotated[float | None, typer.Option(help="Weight of the router's own logits.", show_default=False)] = None,
-    ctx: Annotated[int | None, typer.Option(help="Tokens of context.", show_default=False)] = None,
-    system: Annotated[str, typer.Option(metavar="TEXT", help="System prompt.")] = "",
-    description: Annotated[str, typer.Option(metavar="TEXT", help="One line for models list.")] = "",
-    license_: Annotated[str, typer.Option("--license", metavar="TEXT", help="The licence of what is in it.")] = "",
-    about: Annotated[list[str] | None, typer.Option(metavar="NAME=TEXT", help="One line on an expert.")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Refer to the files where they are: no copies.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FOLDER", help="Where it goes; not given: the user's models.")
-    ] = None,
-    force: Force = False,
-) -> None:
-    """Make a bundle of files that belong together.
-
-    Models must share the base's tokenizer, adapters must fit the base, and the router must choose among these experts.
-    The files are put into the bundle's folder, which can be moved. What is named by hf:USER/REPO/FILE is fetched by
-    frcli models pull.
-    """
-    from frcli.assembly import Wish, assemble
-    from frcli.bundle import bundle_folders
-
-    adapters = _named(adapter, "--adapter", needed=True)
-    experts = {**_named(expert, "--expert"), **adapters} or {"general": ""}
-    wish = Wish(
-        name=name,
-        base=base,
-        experts=experts,
-        adapters=frozenset(adapters),
-        router=router,
-        router_base=router_base,
-        precision=precision,
-        large=large,
-        policy=policy,
-        gamma=gamma,
-        context=ctx,
-        system=system,
-        description=description,
-        license=license_,
-        about=_named(about, "--about", needed=True),
-        link=link,
-    )
-    folder = out or bundle_folders()[0] / name
-    with ui.working(f"making {name}"):
-        bundle, notes = assemble(wish, folder, force=force)
-    for note in notes:
-        ui.say(note)
-    _say_memory(bundle)
-    ready = state(bundle) == "ready"
-    ui.say(f"{name} is in {folder}: frcli {'chat' if ready else 'models pull'} {name if out is None else folder}")
-
-
-def _named(given: list[str] | None, option: str, *, needed: bool = False) -> dict[str, str]:
-    """``NAME=VALUE`` by name; a value may be left out unless it is needed."""
-    found: dict[str, str] = {}
-    for text in given or ():
-        name, separator, value = text.partition("=")
-        if not name or ((needed or separator) and not value):
-            raise UsageError(f"{option} {text} has no {'value' if name else 'name'}", f"write {option} NAME=VALUE")
-        if name in found:
-            raise UsageError(f"{option} names {name} twice", "choose another name")
-        found[name] = value
-    return found
-
-
-def _say_memory(bundle: Bundle) -> None:
-    """Say what the bundle takes on this machine, and what would fit if it does not."""
-    from frcli.sources.needs import Running
-    from frcli.sources.plan import plan_bundle
-    from frcli.sources.remedies import remedies
-
-    if not all(artifact.path.is_file() for artifact in bundle.artifacts()):
-        ui.say("what it needs is told when its files are here: frcli doctor")
-        return
-    context = bundle.manifest.defaults.context
-    plan = plan_bundle(bundle, Running(context))
-    for device in plan.devices:
-        if plan.needed(device):
-            free = f"{ui.size(device.free)} are free{', which is too little' if device in plan.short else ''}"
-            ui.say(f"{device.name}: {ui.size(plan.needed(device))} at {context} tokens of context; {free}")
-    for remedy in remedies(plan):
-        ui.say(f"with {remedy.change} it fits, in {ui.size(remedy.bytes)}")
+app.command("new", epilog=EXAMPLES)(new)
 
 
 def _pull(artifact: Artifact, *, force: bool) -> None:

@@ -154,14 +154,15 @@ class LlamaModel:
     @cached_property
     def bos(self) -> str:
         """Text of the token that begins a sequence, empty if there is none."""
-        return self._text(self._lib.llama_vocab_bos(self.vocab))
+        return self.token_text(self._lib.llama_vocab_bos(self.vocab))
 
     @cached_property
     def eos(self) -> str:
         """Text of the token that ends a sequence, empty if there is none."""
-        return self._text(self._lib.llama_vocab_eos(self.vocab))
+        return self.token_text(self._lib.llama_vocab_eos(self.vocab))
 
-    def _text(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
+        """The text of the token as the file spells it, empty for a number below 0: llama.cpp's for none."""
         if token < 0:
             return ""
         return str(self._lib.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace"))

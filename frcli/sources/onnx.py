@@ -10,7 +10,6 @@ This is the only file that imports ``onnxruntime``.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from frcli.bundle import ROUTER_FORMAT
 from frcli.checks.onnx import check_onnx
 from frcli.errors import ModelError
+from frcli.metadata import expert_names
 from frcli.sources.devices import load_cuda
 from frcli.sources.kv import DeviceBuffer, HostBuffer
 from frcli.sources.source import Feed, Rows, check_feeds, check_sequence
@@ -64,7 +64,7 @@ class OnnxRouter:
                 "make it again with frcli models pull or frcli convert router",
             )
         try:
-            self.experts: tuple[str, ...] = tuple(json.loads(meta["frcli.experts"]))
+            self.experts: tuple[str, ...] = expert_names(meta["frcli.experts"], path)
             self.vocabulary: str = meta["frcli.vocabulary"]
             self._limit = int(meta["frcli.context"])
             layers, kv_heads, head_dim = (int(meta[f"frcli.{key}"]) for key in ("layers", "kv_heads", "head_dim"))

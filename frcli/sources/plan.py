@@ -93,6 +93,17 @@ class Plan:
         return not self.short
 
     @property
+    def running_models(self) -> tuple[Placement, ...]:
+        """Where those models go of which more than the vocabulary is used."""
+        used = {model.role for model in self.demand.models if model.contexts}
+        return tuple(each for each in self.placements if each.role in used)
+
+    @property
+    def all_on_gpus(self) -> bool:
+        """Whether the processor has no layer of a model that runs."""
+        return all(each.on_gpu == each.layers for each in self.running_models)
+
+    @property
     def router_on_gpu(self) -> bool:
         """Whether ONNX Runtime shall run the router on a GPU."""
         host = self.devices[0].name

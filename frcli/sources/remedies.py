@@ -1,8 +1,11 @@
-"""What would make a bundle fit that does not: each change alone, or a few together, found by planning again."""
+"""What would make a bundle fit that does not, or fit the GPUs as a whole: each change alone, or a few together.
+
+Each is found by planning again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from frcli.errors import FitError, UsageError
@@ -50,48 +53,62 @@ def remedies(plan: Plan, gpu_layers: int | str = AUTO) -> list[Remedy]:
     """
     if plan.fits:
         return []
-    running, demand = plan.running, plan.demand
-    changes = [
-        _layers(plan, gpu_layers),
-        _context(plan, gpu_layers),
-        next(_of_each(plan, gpu_layers, _kv_changes(running)), None),
-        next(_of_each(plan, gpu_layers, _quant_changes(demand, running)), None),
-        next(_of_each(plan, gpu_layers, _sequence_changes(running)), None),
-        next(_of_each(plan, gpu_layers, _expert_changes(demand, running)), None),
-    ]
-    alone = [change for change in changes if change is not None]
-    return alone or list(_of_each(plan, gpu_layers, _together(demand, running)))[:1]
+    return _found(plan, gpu_layers, lambda other: other.fits)
+
+
+def remedies_for_all_layers(plan: Plan) -> list[Remedy]:
+    """Changes with which the GPUs have room for all layers, as :func:`remedies` has those that make the plan fit; empty
+    where all are there, where nothing helps, and where there is no GPU.
+    """
+    if plan.all_on_gpus or not any(device.llama for device in plan.devices[1:]):
+        return []
+    return _found(plan, AUTO, lambda other: other.fits and other.all_on_gpus)
 
 
 Change = tuple[str, Demand | None, Running]  # how it is called, and what is asked for then; None: as it was
+Aim = Callable[[Plan], bool]  # whether a plan is what is looked for
 
 
-def _of_each(plan: Plan, gpu_layers: int | str, changes: Iterator[Change]) -> Iterator[Remedy]:
-    """Those of the changes that make the plan fit."""
+def _found(plan: Plan, gpu_layers: int | str, aim: Aim) -> list[Remedy]:
+    running, demand = plan.running, plan.demand
+    changes = [
+        _layers(plan, gpu_layers, aim),
+        _context(plan, gpu_layers, aim),
+        next(_of_each(plan, gpu_layers, aim, _kv_changes(running)), None),
+        next(_of_each(plan, gpu_layers, aim, _quant_changes(demand, running)), None),
+        next(_of_each(plan, gpu_layers, aim, _sequence_changes(running)), None),
+        next(_of_each(plan, gpu_layers, aim, _expert_changes(demand, running)), None),
+    ]
+    alone = [change for change in changes if change is not None]
+    return alone or list(_of_each(plan, gpu_layers, aim, _together(demand, running)))[:1]
+
+
+def _of_each(plan: Plan, gpu_layers: int | str, aim: Aim, changes: Iterator[Change]) -> Iterator[Remedy]:
+    """Those of the changes that lead to a plan that is looked for."""
     for change, demand, running in changes:
         try:
             other = make_plan(demand or plan.demand, running, plan.devices, gpu_layers)
         except UsageError:  # a KV type that its heads cannot fill
             continue
-        if other.fits:
+        if aim(other):
             yield Remedy(change, other.needed(plan.devices[0]))
 
 
-def _layers(plan: Plan, gpu_layers: int | str) -> Remedy | None:
+def _layers(plan: Plan, gpu_layers: int | str, aim: Aim) -> Remedy | None:
     """As many layers on the GPUs as have room, where too many were asked for, or none."""
     if gpu_layers == AUTO or not any(device.llama for device in plan.devices[1:]):
         return None
-    return next(_of_each(plan, AUTO, iter([(f"--gpu-layers {AUTO}", None, plan.running)])), None)
+    return next(_of_each(plan, AUTO, aim, iter([(f"--gpu-layers {AUTO}", None, plan.running)])), None)
 
 
-def _context(plan: Plan, gpu_layers: int | str) -> Remedy | None:
+def _context(plan: Plan, gpu_layers: int | str, aim: Aim) -> Remedy | None:
     """The longest context that fits, in steps of 256 tokens."""
     low, high = _LEAST_CONTEXT // 256, (plan.running.context - 1) // 256
     found = None
     while low <= high:
         middle = (low + high) // 2
         running = replace(plan.running, context=256 * middle)
-        fit = next(_of_each(plan, gpu_layers, iter([(f"--ctx {256 * middle}", None, running)])), None)
+        fit = next(_of_each(plan, gpu_layers, aim, iter([(f"--ctx {256 * middle}", None, running)])), None)
         if fit is None:
             high = middle - 1
         else:

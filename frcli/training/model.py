@@ -48,6 +48,11 @@ class Recipe:
     distill: float = 1.0
     full: bool = False
 
+    @property
+    def decoding_gamma(self) -> float:
+        """The gamma to decode with: the one that is trained for, and the paper's 1 where the objective has none."""
+        return self.gamma if self.objective == FUSED else 1.0
+
 
 class RouterModel:
     """The router in torch: a language model, the routing head and, if the recipe has one, the gate."""

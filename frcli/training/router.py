@@ -168,6 +168,7 @@ def train_router(
         prompt=prompt,
         gate=gate,
         layers=router.layers if router.shallow and not recipe.full else None,
+        gamma=recipe.decoding_gamma,
     )
     checkpoint.unlink(missing_ok=True)
     return file

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import manifest_sizes
-from manifest_sizes import GIB, bundles, demand_of, parts, repository, shape_of, sizes, table
+from manifest_sizes import GIB, bundles, demand_of, parts, repository, sentences, shape_of, sizes, smallest, written
 
 from frcli.bundle import list_bundles
 
 
 def test_the_page_has_the_table() -> None:
-    before, written, behind = parts((manifest_sizes.MODELS / "README.md").read_text(encoding="utf-8"))
-    assert written == table(), "run benchmarks/manifest_sizes.py --write"
+    before, found, behind = parts((manifest_sizes.MODELS / "README.md").read_text(encoding="utf-8"))
+    assert found == written(), "run benchmarks/manifest_sizes.py --write"
     assert before.startswith("# Bundles") and behind
 
 
@@ -41,6 +41,29 @@ def test_contexts_are_those_that_the_policy_uses() -> None:
         "expert code": ("code",),
         "expert math": ("math",),
     }
+
+
+def test_what_fits_which_main_memory() -> None:
+    found = {bundle.name: sizes(bundle) for bundle in bundles()}
+    fits = {name: (smallest(each), smallest(each, router=True)) for name, each in found.items()}
+    assert fits == {
+        "qwen2.5-1.5b-trio": (8, 8),
+        "qwen2.5-7b-dlf": (12, 12),  # it needs no router
+        "llama-3.1-8b-mergebench": (24, None),
+        "gemma-2-2b-mergebench": (12, 24),
+    }
+    for name, each in found.items():
+        host = each.processor.devices[0]
+        size = smallest(each)
+        assert size is not None and each.processor.needed(host) + 2 * GIB <= size * GIB
+        assert f"`{name}`" in sentences()
+    assert sentences() == (
+        "Without a GPU, and with 2 GiB left to the system, `qwen2.5-1.5b-trio` fits 8 GB of main memory, "
+        "`qwen2.5-7b-dlf` and `gemma-2-2b-mergebench` fit 12 GB of main memory, "
+        "`llama-3.1-8b-mergebench` fits 24 GB of main memory. "
+        "With a router, `qwen2.5-1.5b-trio` fits 8 GB of main memory, "
+        "`gemma-2-2b-mergebench` fits 24 GB of main memory, `llama-3.1-8b-mergebench` fits none of 8, 12, 24 GB.\n"
+    )
 
 
 def test_what_fits_where() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tomllib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,15 @@ class Files:
     folder: Path
     env: dict[str, str]
 
+    @property
+    def vocabulary(self) -> str:
+        """The hash of the base's."""
+        from frcli.sources.llama import LlamaModel
+        from frcli.tokens import vocabulary_hash
+
+        with closing(LlamaModel(self.base, vocab_only=True)) as model:
+            return vocabulary_hash(model.texts())
+
     def __getattr__(self, name: str) -> Path:
         return self.folder / {"router": "router.safetensors", "onnx": "router.onnx"}.get(name, f"{name}.gguf")
 
@@ -40,8 +51,6 @@ def digest_of(path: Path) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from converters.adapter import convert_adapter
-    from frcli.sources.llama import LlamaModel
-    from frcli.tokens import vocabulary_hash
 
     folder = tmp_path_factory.mktemp("files")
     base = tiny.write_gguf(folder / "base.gguf")
@@ -51,10 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, on, shape in (("math", base, SHAPE), ("misfit", wide, replace(SHAPE, hidden=96, heads=6))):
         convert_adapter(tiny.write_peft(folder / f"{name}-peft", shape), on, folder / f"{name}.gguf")
     tiny.write_trained(folder / "router.safetensors", SHAPE, ("general", "math"), base_sha256=digest_of(base))
-    model = LlamaModel(base, vocab_only=True)
-    digest = vocabulary_hash(model.texts())
-    model.close()
-    trained = folder / "router.safetensors"
+    trained, digest = folder / "router.safetensors", Files(folder, {}).vocabulary
     tiny.write_router(folder / "router.onnx", base, trained, ("general", "math"), vocabulary=digest)
     return folder
 
@@ -106,6 +112,24 @@ def test_a_trained_router_is_built_by_pull(frcli: Run, files: Files, tmp_path: P
     shutil.move(tmp_path / "duo", tmp_path / "there")
     assert frcli("models", "pull", tmp_path / "there", env=files.env).code == 0
     assert frcli("chat", tmp_path / "there", "-p", "the", "-n", "3", env=files.env).code == 0
+
+
+@pytest.mark.parametrize("onnx", [False, True])
+def test_gamma_is_what_the_router_was_trained_for_unless_another_is_given(
+    frcli: Run, files: Files, tmp_path: Path, onnx: bool
+) -> None:
+    names = ("general", "math")
+    router = tiny.write_trained(tmp_path / "router.safetensors", SHAPE, names, gamma=0.75)
+    if onnx:
+        router = tiny.write_router(tmp_path / "r.onnx", files.base, router, names, vocabulary=files.vocabulary)
+    command = ["--base", files.base, "--expert", "general", "--expert", f"math={files.math}", "--link"]
+    for name, given, gamma in (("its", ["--router", router], 0.75), ("given", ["--router", router, "--gamma", "2"], 2)):
+        ran = frcli("models", "new", name, *command, *given, "-o", tmp_path / name, env=files.env)
+        assert ran.code == 0, ran.err
+        assert read_bundle(str(tmp_path / name)).manifest.defaults.gamma == gamma
+        assert ("gamma is 0.75, for which the router was trained" in ran.err) == (name == "its")
+    assert frcli("models", "new", "unknown", *command, "--router", files.router, env=files.env).code == 0
+    assert "gamma" not in (tmp_path / "models" / "unknown" / "bundle.toml").read_text()  # the router does not say
 
 
 def test_links_refer_to_files_where_they_are(frcli: Run, files: Files, tmp_path: Path) -> None:
@@ -197,6 +221,69 @@ def test_another_template_is_told(frcli: Run, files: Files, monkeypatch: pytest.
     note = next(line for line in ran.err.splitlines() if line.startswith("expert a: its chat template is ..."))
     own, base = note.split("the base's is ...")
     assert "<|im_start|>model" in own and "<|im_start|>assistant" in base
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"begin": "<|endoftext|>"}, ["its beginning token is '<|endoftext|>', the base's is '<|im_start|>'"]),
+        ({"end": "user"}, ["its end token is 'user', the base's is '<|im_end|>'"]),
+        ({"end": "user"}, ["tokens that end an answer for it and not for the base, which is what counts: 'user'"]),
+        ({"turn": "system"}, ["its end-of-turn token is 'system'", "tokens that end an answer for it and not"]),
+        ({"pad": "<|endoftext|>"}, ["its padding token is '<|endoftext|>', the base's is '<|im_end|>'"]),
+        (
+            {"control": (*tiny.SPECIAL, *"abcdefghij")},
+            [
+                "tokens that are control tokens for it and not for the base, which is what counts: 'a', 'b', 'c', 'd', "
+                "'e', 'f', 'g', 'h', and 2 more"
+            ],
+        ),
+        (
+            {"control": ("<|endoftext|>", "<|im_end|>")},
+            [
+                "tokens that are control tokens for the base, which is what counts, and not for it: '<|im_start|>'",
+            ],
+        ),
+    ],
+)
+def test_other_special_tokens_are_told(frcli: Run, files: Files, change: dict[str, Any], said: list[str]) -> None:
+    vocabulary = replace(SHAPE.vocabulary, **change)
+    own = tiny.write_gguf(files.folder / "own.gguf", replace(SHAPE, vocabulary=vocabulary))
+    ran = frcli("models", "new", "p", "--base", files.base, "--expert", f"a={own}", "--link", env=files.env)
+    assert ran.code == 0, ran.err
+    for words in said:
+        assert f"expert a: {words}" in ran.err
+    alike = frcli("models", "new", "q", "--base", own, "--expert", f"a={own}", "--link", env=files.env)
+    assert "expert a: " not in alike.err
+
+
+def test_layers_that_a_gpu_has_no_room_for_are_told(frcli: Run, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    from frcli.sources import plan
+    from frcli.sources.devices import CPU, GPU, Device
+
+    long = tiny.write_gguf(files.folder / "long.gguf", replace(SHAPE, layers=6, context=1 << 15))
+    command = ["models", "new", "big", "--base", long, "--link", "--force", "--ctx", "32000"]
+    host = Device("CPU", "", CPU, 1 << 34, 1 << 34)
+
+    def said(free: int) -> list[str]:
+        monkeypatch.setattr(plan, "devices", lambda: (host, Device("CUDA0", "", GPU, free, free)))
+        ran = frcli(*command, env=files.env)
+        assert ran.code == 0, ran.err
+        return [line for line in ran.err.splitlines() if re.match("(all )?layers ", line)]
+
+    assert said(1 << 32) == []  # all of them
+    # 512 MiB of a GPU stay free; keys and values take 4 MiB a layer, what is computed a multiple of that.
+    some, change = said((512 + 40) << 20)
+    told = re.fullmatch(r"layers on CUDA0: (\d) of 7 of base; the processor has the others, which is slower", some)
+    assert told and 0 < int(told[1]) < 7
+    context = re.fullmatch(r"all layers would be on CUDA0 with --ctx (\d+)(, or .*)?", change)
+    assert context and 512 <= int(context[1]) < 32000
+    command[-1] = context[1]
+    assert said((512 + 40) << 20) == []
+    command[-1] = str(int(context[1]) + 256)
+    assert len(said((512 + 40) << 20)) == 2
+    none, change = said(512 << 20)
+    assert "0 of 7 of base" in none and change == "all layers would be on CUDA0 with smaller models alone"
 
 
 @pytest.mark.parametrize(

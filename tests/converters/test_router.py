@@ -155,6 +155,15 @@ def test_metadata_and_shared_table(base: Path, trained: Path, tmp_path: Path) ->
     assert shapes["routing"] == ["n", 2]
 
 
+def test_gamma_is_in_the_metadata_where_the_trained_part_has_it(base: Path, trained: Path, tmp_path: Path) -> None:
+    tuned = tiny.write_trained(tmp_path / "tuned.safetensors", gamma=0.5)
+    for part, said in ((tuned, "0.5"), (trained, None), (None, None)):
+        out = tmp_path / "r.onnx"
+        convert_router(base, out, part, precision="fp32", context=64, force=True, verify=False)
+        metadata = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+        assert metadata.get("frcli.gamma") == said
+
+
 def test_safetensors_and_gguf_give_the_same_router(base: Path, tmp_path: Path) -> None:
     folder = tiny.write_safetensors(tmp_path / "model")
     first = run_text(tiny.write_router(tmp_path / "a.onnx", base), TOKENS[:40])

@@ -49,6 +49,20 @@ def test_layers(tmp_path: Path) -> None:
             save_trained(tmp_path / "bad", {}, np.zeros((2, 64)), "xy", 1.0, "", layers=bad)  # type: ignore[arg-type]
 
 
+def test_gamma(tmp_path: Path) -> None:
+    path = tiny.write_trained(tmp_path / "with.safetensors", gamma=0.75)
+    assert read_trained(path).gamma == 0.75
+    assert read_trained(tiny.write_trained(tmp_path / "without.safetensors")).gamma is None
+    for bad in (-0.5, 16.5, float("nan")):
+        with pytest.raises(DataError, match=r"gamma is .*, not a number from 0 to 16"):
+            tiny.write_trained(tmp_path / "bad.safetensors", gamma=bad)
+    header = {"experts": '["general", "math"]', "scale": "2.0", "base_sha256": ""}
+    for text in ("much", "", "-1", "17", "nan", "inf", "0x1", "9" * 5000, "\ud7ff"):
+        save_file(load_file(path), tmp_path / "bad.safetensors", metadata=header | {"gamma": text})
+        with pytest.raises(ModelError, match="not a number from 0 to 16"):
+            read_trained(tmp_path / "bad.safetensors")
+
+
 def test_a_gate(tmp_path: Path) -> None:
     got = read_trained(tiny.write_trained(tmp_path / "with.safetensors", gate_bias=0.5))
     assert got.gate is not None and got.gate.shape == (1, 65) and got.gate[0, -1] == 0.5

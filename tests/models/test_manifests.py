@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 from hub import Hub
 
+from converters.trained import save_trained
 from frcli.bundle import Bundle, list_bundles, read_bundle, sha256_note
 from frcli.decode.engine import Engine, Options
 from frcli.decode.sampler import Sampling
@@ -27,10 +30,16 @@ NAMES = sorted(path.parent.name for path in MODELS.glob("*/bundle.toml") if "hf:
 STAND_INS = {
     "Qwen2.5-Math": ("Qwen2.5-Math", 151936),
     "Qwen2.5-7B": ("Qwen2.5-7B", 152064),
+    "Qwen2.5-0.5B": ("Qwen2.5-0.5B", 151936),
     "Qwen2.5": ("Qwen2.5-1.5B", 151936),
     "Llama-3.1": ("Llama-3.1", 128256),
     "gemma-2": ("Gemma-2", 256000),
 }
+
+
+whole = pytest.mark.skipif(
+    os.environ.get("FRCLI_TEST_ALL") != "1", reason="converts ten models with whole vocabularies: make test-all runs it"
+)
 
 
 def bundle_of(name: str) -> Bundle:
@@ -96,6 +105,25 @@ def test_listing_them_asks_nobody_and_reads_nothing(tmp_path: Path, monkeypatch:
     assert "has sha256" in str(pytest.raises(BundleError, Engine, bundle_of(NAMES[0])).value)
 
 
+def with_router(text: str) -> str:
+    """The manifest with the lines of its router taken in."""
+    lines = text.splitlines()
+    begin = lines.index("# [router]")
+    end = lines.index("", begin)
+    lines[begin:end] = [line.removeprefix("#").strip() for line in lines[begin:end]]
+    return "\n".join(lines).replace('policy = "packllm"', 'policy = "fusionroute"') + "\n"
+
+
+def test_the_lines_of_a_router_say_where_its_base_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRCLI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bundle.toml").write_text(with_router((MODELS / "qwen2.5-1.5b-trio" / "bundle.toml").read_text()))
+    bundle = read_bundle(str(tmp_path))
+    base, router = bundle.router_base(), bundle.router()
+    assert repository(str(base.source)) == ("Qwen/Qwen2.5-0.5B-Instruct", "", "BF16")
+    assert router is not None and (router.path, router.source) == (tmp_path / "router.safetensors", None)
+    assert [each.role for each in bundle.artifacts()][-2:] == ["router", "router's base"]
+
+
 @lru_cache
 def checkpoint(folder: Path, kind: str, seed: int) -> Path:
     return checkpoints.write_checkpoint(folder / f"{kind}-{seed}", kind, seed)
@@ -106,9 +134,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("manifests")
 
 
-@pytest.mark.skipif(
-    os.environ.get("FRCLI_TEST_ALL") != "1", reason="converts ten models with whole vocabularies: make test-all runs it"
-)
+@whole
 @pytest.mark.parametrize("name", NAMES)
 def test_pulled_opened_and_asked(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = {"FRCLI_CACHE": str(place / "cache"), "HF_HUB_CACHE": str(place / "hub"), "FRCLI_THREADS": "1"}
@@ -150,3 +176,55 @@ def test_pulled_opened_and_asked(name: str, place: Path, monkeypatch: pytest.Mon
             engine.use(policy)
             steps = list(engine.steps(prompt, Sampling(temperature=1.5, seed=3), max_tokens=4))
             assert steps and all(0 <= step.token < tokens for step in steps)
+
+
+@whole
+def test_the_trio_with_a_router_is_pulled_built_and_asked(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "qwen2.5-1.5b-trio"
+    folder = tmp_path / "models" / name
+    folder.mkdir(parents=True)
+    (folder / "bundle.toml").write_text(with_router((MODELS / name / "bundle.toml").read_text()))
+    environ = {"FRCLI_CACHE": str(place / "cache"), "HF_HUB_CACHE": str(place / "hub"), "FRCLI_THREADS": "1"}
+    for key, value in (environ | {"FRCLI_MODELS": str(folder.parent)}).items():
+        monkeypatch.setenv(key, value)
+    random = np.random.default_rng(5)
+    wide = {"self_attn.q_proj": (64, 64), "mlp.down_proj": (64, 64)}
+    delta = {
+        f"model.layers.{layer}.{module}": (
+            random.standard_normal((4, columns)).astype(np.float32) / 8,
+            random.standard_normal((rows, 4)).astype(np.float32) / 8,
+        )
+        for layer in range(3)
+        for module, (rows, columns) in wide.items()
+    }
+    heads, names = random.standard_normal((3, 64)), ("general", "code", "math")
+
+    def frcli(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "frcli", *arguments]
+        return subprocess.run(command, env={**os.environ, **more}, capture_output=True, text=True)
+
+    with Hub() as hub:
+        for seed, artifact in enumerate(read_bundle(name).artifacts()):
+            if artifact.source is not None and not artifact.path.exists():
+                repo = repository(artifact.source)[0]
+                hub.add_folder(repo, checkpoint(place, stand_in(repo)[0], seed))
+        # What models/README.md trains a router on is the very file that pull makes.
+        small = tmp_path / "small.gguf"
+        made = frcli(*f"convert expert {repo} -o {small} --quant bf16".split(), HF_ENDPOINT=hub.address)
+        assert made.returncode == 0, made.stderr
+        digest = hashlib.sha256(small.read_bytes()).hexdigest()
+        save_trained(folder / "router.safetensors", delta, heads, names, 2.0, digest, gamma=0.5)
+        pulled = frcli("models", "pull", name, HF_ENDPOINT=hub.address)
+        assert pulled.returncode == 0, pulled.stderr
+        assert "router: building it from Qwen2.5-0.5B-Instruct.BF16.gguf and router.safetensors" in pulled.stderr
+    answer = frcli("chat", name, "-p", "What is 12 times 12?", "-n", "4", "--seed", "1")
+    assert answer.returncode == 0, answer.stderr
+    bundle = read_bundle(name)
+    assert bundle.folder == folder
+    with Engine(bundle, Options(threads=1, context=256)) as engine:
+        assert engine.policy.name == "fusionroute"
+        prompt = engine.encode_messages([{"role": "user", "content": "12 times 12?"}])
+        steps = list(engine.steps(prompt, Sampling(temperature=1.5, seed=3), max_tokens=4))
+        assert steps and all(0 <= step.token < checkpoints.TOKENS["Qwen2.5"] for step in steps)

@@ -86,16 +86,18 @@ def train(
     return file, steps
 
 
-@pytest.mark.parametrize("more", [{}, {"objective": "fused"}, {"objective": "fused", "gate": True}])
+@pytest.mark.parametrize("more", [{}, {"objective": "fused", "gamma": 0.5}, {"objective": "fused", "gate": True}])
 def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(
     experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, more: dict[str, Any]
 ) -> None:
     from converters.router import convert_router
+    from converters.trained import read_trained
     from frcli.sources.onnx import OnnxRouter
     from frcli.sources.source import Feed
 
     file, steps = train(experts, tmp_path / "router", **more)
     assert np.mean([step["fused"] for step in steps[-5:]]) < 0.5 * steps[0]["fused"]
+    assert read_trained(file).gamma == (0.5 if "gamma" in more else 1.0)
     assert np.mean([step["accepted"] for step in steps[-5:]]) > steps[0]["accepted"]
     convert_router(experts[0], tmp_path / "r.onnx", file, ("general", "taught"), "fp32", 64, "v", verify=False)
     router = OnnxRouter(tmp_path / "r.onnx", context=64)

@@ -20,14 +20,12 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,29 +33,16 @@ import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-import tiny  # noqa: E402
-import vocabularies  # noqa: E402
 from mutations import changed  # noqa: E402
-from user_files import write_user_files  # noqa: E402
+from readers import Reader, make_readers  # noqa: E402
 
 from frcli.errors import FrcliError  # noqa: E402
 from frcli.files import save  # noqa: E402
 
-_MEMORY = 6 << 30  # bytes of address space beyond which a reader counts as boundless
+# A reader counts as boundless when a changed file makes it take more address space than _TIMES what the file as it was
+# takes (46 MiB at most, on Linux with two cores), with _LEAST for what the C library sets aside for each thread.
+_TIMES, _LEAST = 4, 256 << 20
 _SECONDS, _LONGEST = 20.0, 1800.0  # of the processor and of the clock, for one file: the machine may be busy
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What is fuzzed: the file that is changed, how (``bytes``, ``json``, ``lines`` of it or ``toml``), how many of its
-    first bytes matter most, what reads it, and where its numbers are, as (first byte, bytes).
-    """
-
-    file: Path
-    form: str
-    head: int
-    read: Callable[[Path], object]
-    numbers: Sequence[tuple[int, int]] = ()
 
 
 def main() -> int:
@@ -93,208 +78,6 @@ def add(path: Path, name: str, counts: dict[str, Any]) -> None:
     save(json.dumps(report, indent=1) + "\n", path)
 
 
-# -------------------------------------------------------------------------------------------------------------- readers
-
-
-def make_readers(folder: Path) -> dict[str, Reader]:
-    """Write tiny real files of every kind to ``folder`` and return what reads them, by name."""
-    from converters.adapter import convert_adapter
-    from converters.hugging import open_folder
-    from converters.lora import read_peft
-    from converters.requantize import read_importance
-    from converters.sentencepiece_model import read_pieces
-    from converters.trained import read_trained
-    from frcli.bundle import read_bundle
-
-    base = tiny.write_gguf(folder / "base.gguf")
-    plain, peft = tiny.write_safetensors(folder / "plain"), tiny.write_peft(folder / "peft")
-    whole = vocabularies.write_plain_tokenizer(tiny.write_safetensors(folder / "whole"))
-    shards = tiny.write_safetensors(folder / "shards", shards=2)
-    trained = tiny.write_trained(folder / "router.safetensors")
-    convert_adapter(peft, base, folder / "adapter.gguf", verify=False)
-    router = tiny.write_router(folder / "router.onnx", base, trained)
-    external = _external(router, folder / "external")
-    (folder / "pieces.model").write_bytes(_pieces())
-    (folder / "old.imatrix").write_bytes(_importance())
-    bundle = folder / "bundle"
-    bundle.mkdir()
-    (bundle / "bundle.toml").write_text(_BUNDLE)
-    _warm()
-
-    def adapter(path: Path) -> None:
-        _run_llama(base, path)
-
-    def in_folder(read: Callable[[Path], object]) -> Callable[[Path], object]:
-        return lambda path: read(path.parent)
-
-    def whole_folder(path: Path) -> None:
-        checkpoint = open_folder(path.parent)
-        for name in checkpoint.config.shapes():
-            checkpoint.tensor(name)
-
-    size = router.stat().st_size
-    return {
-        "gguf": Reader(base, "bytes", *_head_of(base, _read_model)),
-        "gguf-adapter": Reader(folder / "adapter.gguf", "bytes", *_head_of(folder / "adapter.gguf", adapter)),
-        "safetensors": Reader(plain / "model.safetensors", "bytes", 3000, whole_folder),
-        "safetensors-index": Reader(shards / "model.safetensors.index.json", "json", 0, whole_folder),
-        "config": Reader(whole / "config.json", "json", 0, _convert),
-        "tokenizer": Reader(whole / "tokenizer.json", "json", 0, _convert),
-        "tokenizer-bytes": Reader(whole / "tokenizer.json", "bytes", 2000, _convert),
-        "tokenizer-config": Reader(whole / "tokenizer_config.json", "json", 0, _convert),
-        "adapter-config": Reader(peft / "adapter_config.json", "json", 0, in_folder(read_peft)),
-        "adapter-tensors": Reader(peft / "adapter_model.safetensors", "bytes", 3000, in_folder(read_peft)),
-        "trained": Reader(trained, "bytes", 3000, read_trained),
-        "onnx": Reader(router, "bytes", size, _read_router),
-        "onnx-external": Reader(external, "bytes", external.stat().st_size, _read_router),
-        "sentencepiece": Reader(folder / "pieces.model", "bytes", 400, read_pieces),
-        "importance": Reader(folder / "old.imatrix", "bytes", 100, read_importance),
-        "bundle": Reader(bundle / "bundle.toml", "bytes", len(_BUNDLE), lambda path: read_bundle(str(path.parent))),
-        **{name: Reader(file, form, 0, read) for name, (file, form, read) in write_user_files(folder / "user").items()},
-    }
-
-
-def _warm() -> None:
-    """Import what the children need once: they are made by forking, before any library has threads."""
-    import llama_cpp
-    import onnxruntime
-    import tokenizers  # noqa: F401
-
-    import converters.expert
-    import converters.session
-    import frcli.sources.llama
-    import frcli.sources.onnx
-
-    del llama_cpp, onnxruntime, converters, frcli
-
-
-def _read_model(path: Path) -> None:
-    """As the converters read a GGUF, and as the engine does."""
-    from converters.checkpoint import open_checkpoint
-
-    refused = None
-    try:
-        checkpoint = open_checkpoint(path)
-        for name in checkpoint.config.shapes():
-            checkpoint.tensor(name)
-    except FrcliError as error:
-        refused = error
-    _run_llama(path, None)
-    if refused:
-        raise refused
-
-
-def _run_llama(path: Path, adapter: Path | None) -> None:
-    from frcli.sources.llama import LlamaModel, LlamaSource
-    from frcli.sources.source import Feed
-    from frcli.tokens import ChatTemplate
-
-    model = LlamaModel(path)
-    try:
-        model.texts()
-        ids = model.encode("The rain <|im_end|> of 12 spains\n\n", special=True, add_bos=True)
-        [model.piece(token) for token in ids]
-        if model.chat_template:
-            ChatTemplate(model.chat_template, bos=model.bos, eos=model.eos).render([{"role": "user", "content": "x"}])
-        lora = None if adapter is None else model.load_adapter(adapter)
-        source = LlamaSource(model, context=64, adapter=lora, max_rows=4)
-        try:
-            tokens = [token for token in ids if token < model.n_vocab][:20]
-            source.extend([Feed(0, tokens, min(2, len(tokens)))])
-            source.rewind(0, 1)
-            source.extend([Feed(0, [1], 1)])
-        finally:
-            source.close()
-    finally:
-        model.close()
-
-
-def _read_router(path: Path) -> None:
-    from frcli.sources.onnx import OnnxRouter
-    from frcli.sources.source import Feed
-
-    router = OnnxRouter(path, context=64, sequences=2)
-    router.extend([Feed(0, [1, 2, 3, 4], 2)])
-    router.extend([Feed(0, [1], 1)])
-    router.close()
-
-
-def _convert(path: Path) -> None:
-    """The whole of ``convert expert`` but for the comparison, and its result in llama.cpp."""
-    from converters.expert import convert_expert
-
-    out = path.parent / "out.gguf"
-    try:
-        convert_expert(path.parent, out, "f32", force=True, verify=False)
-        _run_llama(out, None)
-    finally:
-        out.unlink(missing_ok=True)
-
-
-def _external(router: Path, folder: Path) -> Path:
-    """The router with its weights in a file beside it."""
-    import onnx
-
-    folder.mkdir()
-    model = onnx.load(str(router))
-    onnx.save_model(
-        model, str(folder / "r.onnx"), save_as_external_data=True, location="r.onnx.data", size_threshold=64
-    )
-    return folder / "r.onnx"
-
-
-def _pieces() -> bytes:
-    from taken_apart import pieces_file
-
-    texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581a", "b"]
-    return pieces_file(texts, [0.0] * len(texts), [2, 3, 3, *[6] * 256, 1, 1], True)
-
-
-def _importance() -> bytes:
-    name = b"blk.0.attn_q.weight"
-    return struct.pack("<ii", 1, len(name)) + name + struct.pack("<ii", 3, 64) + np.ones(64, "<f4").tobytes()
-
-
-def _head_of(path: Path, read: Callable[[Path], object]) -> tuple[int, Callable[[Path], object], list[tuple[int, int]]]:
-    """The size of a GGUF's head, the reader, and where the head has numbers that are no part of a list."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    numbers = []
-    for field in [*reader.fields.values(), *(tensor.field for tensor in reader.tensors)]:
-        at = field.offset
-        for part in field.parts[: 8 if len(field.parts) < 20 else 5]:
-            if part.dtype.kind in "uifb" and part.nbytes <= 8 and field.name[:5] != "GGUF.":
-                numbers.append((int(at), int(part.nbytes)))
-            at += part.nbytes
-    return int(reader.data_offset), read, numbers
-
-
-_BUNDLE = """\
-format = 1
-name = "tiny"
-vocabulary = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-
-[base]
-file = "base.gguf"
-source = "pypi:tiny==1.0!tiny/base.gguf"
-
-[experts.general]
-about = "the base"
-
-[experts.math]
-adapter = "math.gguf"
-
-[router]
-trained = "router.safetensors"
-precision = "int4"
-
-[defaults]
-gamma = 1.0
-context = 2048
-"""
-
-
 # ------------------------------------------------------------------------------------------------------------- children
 
 
@@ -305,10 +88,11 @@ def fuzz(reader: Reader, numbers: Sequence[int], seed: int, keep: Path | None = 
     hangs: list[int] = []
     original = reader.file.read_bytes()
     began = time.monotonic()
+    room = max(_LEAST, _TIMES * taken(reader))
     left = list(numbers)
     try:
         while left:
-            for number, outcome in _in_child(reader, original, left, seed):
+            for number, outcome in _in_child(reader, original, left, seed, room):
                 left = left[1:]
                 kind, _, detail = outcome.partition(": ")
                 counts[kind] += 1
@@ -336,14 +120,47 @@ def _change(reader: Reader, original: bytes, number: int, seed: int) -> bytes:
     return changed(original, reader.form, reader.head, reader.numbers, random)
 
 
-def _in_child(reader: Reader, original: bytes, numbers: Sequence[int], seed: int) -> Iterator[tuple[int, str]]:
+def taken(reader: Reader) -> int:
+    """How much the address space of a child grows that reads the file as it is, twice; 0 where the system does not say.
+
+    Raises ``RuntimeError`` if the reader does not accept it.
+    """
+    source, sink = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        before = _address_space("VmSize")
+        outcomes = {_outcome(reader), _outcome(reader)}
+        os.write(sink, f"{_address_space('VmPeak') - before} {' and '.join(outcomes)}".encode())
+        os._exit(0)
+    os.close(sink)
+    with os.fdopen(source) as pipe:
+        grown, _, outcome = pipe.read().partition(" ")
+    os.waitpid(child, 0)
+    if outcome != "accepted":
+        raise RuntimeError(f"{reader.file.name} as it is: {outcome or 'the child is gone'}")
+    return int(grown)
+
+
+def _address_space(key: str) -> int:
+    """This process's address space in bytes, now (VmSize) or at its largest (VmPeak); 0 if the system does not say."""
+    try:
+        text = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return int(text.partition(f"{key}:")[2].split()[0]) << 10
+
+
+def _in_child(
+    reader: Reader, original: bytes, numbers: Sequence[int], seed: int, room: int
+) -> Iterator[tuple[int, str]]:
     """Yield the outcome of one file after the other, all read in one child, until the child is gone."""
     source, sink = os.pipe()
     sys.stdout.flush()
     child = os.fork()
     if not child:
         os.close(source)
-        _work(reader, original, numbers, seed, sink)
+        _work(reader, original, numbers, seed, room, sink)
     os.close(sink)
     waiting, told = list(numbers), b""
     with contextlib.closing(os.fdopen(source, "rb", buffering=0)) as pipe:
@@ -382,9 +199,12 @@ def _processor_seconds(child: int) -> float:
     return (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _work(reader: Reader, original: bytes, numbers: Sequence[int], seed: int, sink: int) -> None:
-    """Read the changed files, write a line about each, and end the process."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+def _work(reader: Reader, original: bytes, numbers: Sequence[int], seed: int, room: int, sink: int) -> None:
+    """Read the changed files in the address space there is and ``room`` more, write a line about each, and end the
+    process.
+    """
+    if before := _address_space("VmSize"):
+        resource.setrlimit(resource.RLIMIT_AS, (before + room, before + room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)  # where some libraries write, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,18 +21,48 @@ _TEXTS = (
     b'["x", 1]', b"[" * 100_000, b"\xff", b"\0", b'"\\ud800"', b"1979-05-27T07:32:00Z", b'"""a\nb"""',
 )  # fmt: skip
 
+# What templates are made of, and what one could use to do too much.
+_WORDS = (
+    *(b"1", b"-1", b"10**9", b"9" * 5000, b"1e308", b"none", b"''", b"'%9999999d'", b"'{:9999999}'", b"[]", b"{}"),
+    *(b"range(99999)", b"messages", b"loop", b"self", b"m", b"ns", b"ns.seen", b"caller()", b"namespace", b"cycler"),
+    *(
+        b"*",
+        b"**",
+        b"~",
+        b"|",
+        b".",
+        b"(",
+        b")",
+        b"[",
+        b"]",
+        b":",
+        b",",
+        b"=",
+        b"==",
+        b"{%",
+        b"%}",
+        b"{{",
+        b"}}",
+        b"{#",
+    ),
+    *(b"for", b"endfor", b"if", b"set", b"macro", b"call", b"filter", b"include", b"recursive", b"is", b"in", b"not"),
+    *(b"__class__", b"format", b"replace", b"join", b"tojson", b"batch", b"sort", b"sum", b"indent", b"attr", b"map"),
+)
+
 
 def changed(
     data: bytes, form: str, head: int, numbers: Sequence[tuple[int, int]], random: np.random.Generator
 ) -> bytes:
-    """The file with one change, or with a few. Its ``form`` is ``bytes``, ``json``, ``lines`` of it or ``toml``; its
-    first ``head`` bytes matter most, and it has ``numbers`` at these places, as (first byte, bytes).
+    """The file with one change, or with a few. Its ``form`` is ``bytes``, ``json``, ``lines`` of it, ``toml`` or
+    ``jinja``; its first ``head`` bytes matter most, and it has ``numbers`` at these places, as (first byte, bytes).
     """
     for _ in range(1 if random.random() < 0.7 else int(random.integers(2, 5))):
         if form == "json" and random.random() < 0.8:
             data = _changed_json(data, random)
         elif form in ("lines", "toml") and random.random() < 0.8:
             data = _changed_line(data, form, random)
+        elif form == "jinja" and random.random() < 0.8:
+            data = _changed_words(data, random)
         elif numbers and random.random() < 0.6:
             at, width = numbers[int(random.integers(len(numbers)))]
             data = _with_number(data, at, width, random)
@@ -75,6 +106,23 @@ def _changed_line(data: bytes, form: str, random: np.random.Generator) -> bytes:
         key = lines[at].partition(b"=")[0] + b"= " if form == "toml" else b""
         lines[at] = key + _TEXTS[int(random.integers(len(_TEXTS)))]
     return b"\n".join(lines)
+
+
+def _changed_words(data: bytes, random: np.random.Generator) -> bytes:
+    """Some words of a template gone, twice there, or another one in their place or before it."""
+    words = re.findall(rb"\w+|\W", data)
+    if not words:
+        return data
+    at, length = int(random.integers(len(words))), int(random.integers(1, 9))
+    choice = random.random()
+    if choice < 0.2:
+        words[at : at + length] = []
+    elif choice < 0.4:
+        words[at:at] = words[at : at + length]
+    else:
+        other = (_WORDS, words)[int(random.random() < 0.3)]
+        words[at : at + int(choice < 0.8)] = [other[int(random.integers(len(other)))]]
+    return b"".join(words)
 
 
 def _changed_json(data: bytes, random: np.random.Generator) -> bytes:

@@ -2,20 +2,24 @@
 
 A GGUF is taken apart to a Hugging Face folder, which ``frcli convert expert`` turns into each type. Each result is
 compared with the file at the beginning, by the measure of ``frcli convert verify``; what that file lost when it was
-quantized itself is not in the figures. The table goes to stdout as Markdown.
+quantized itself is not in the figures. The table goes to stdout as Markdown, and with ``-o`` its figures to a file of
+JSON, of which ``--table`` makes the same table again.
 
-    python benchmarks/quant_types.py MODEL.gguf --text FILE
+    python benchmarks/quant_types.py MODEL.gguf --text FILE -o types.json
+    python benchmarks/quant_types.py --table types.json
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,6 +29,7 @@ from converters.expert import convert_expert
 from converters.parity import TEXT, Parity
 from converters.verify import verify
 from frcli.errors import FrcliError
+from frcli.files import save
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.source import Feed
 
@@ -46,13 +51,19 @@ class Line:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="GGUF of a Llama, a Qwen or a Gemma")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("model", type=Path, nargs="?", help="GGUF of a Llama, a Qwen or a Gemma")
+    what.add_argument("--table", type=Path, metavar="FILE", help="only print the table of figures that -o wrote")
     parser.add_argument("--text", type=Path, help="text in UTF-8 to compare on; a short one is built in")
     parser.add_argument("--types", nargs="+", default=TYPES, metavar="TYPE", help=f"types to make: {' '.join(TYPES)}")
     parser.add_argument("--window", type=int, default=512, help="tokens that are read at once")
     parser.add_argument("--threads", type=int, default=1, help="threads of llama.cpp for the speed")
     parser.add_argument("--no-speed", action="store_true", help="leave the time per token out")
+    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="where the figures go as JSON")
     arguments = parser.parse_args()
+    if arguments.table is not None:
+        print("\n".join(table(from_json(json.loads(arguments.table.read_text())))))
+        return 0
     try:
         text = TEXT if arguments.text is None else arguments.text.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as scratch:
@@ -61,8 +72,24 @@ def main() -> int:
     except (FrcliError, OSError, UnicodeDecodeError) as error:
         print(f"quant_types: {error}", file=sys.stderr)
         return 1
+    if arguments.out is not None:
+        save(json.dumps(as_json(lines), indent=1) + "\n", arguments.out)
     print("\n".join(table(lines)))
     return 0
+
+
+def as_json(lines: list[Line]) -> list[dict[str, Any]]:
+    """The figures of the lines, without the positions at which models differ most."""
+    rows = [asdict(line) for line in lines]
+    for row in rows:
+        if row["parity"] is not None:
+            del row["parity"]["worst"]
+    return rows
+
+
+def from_json(rows: list[dict[str, Any]]) -> list[Line]:
+    """The lines that :func:`as_json` wrote."""
+    return [Line(**row | {"parity": row["parity"] and Parity(**row["parity"])}) for row in rows]
 
 
 def compare_types(
@@ -118,7 +145,7 @@ def table(lines: list[Line]) -> list[str]:
         else:
             row += [f"{parity.mean_kl:.1e}", f"{parity.max_kl:.1e}", f"{parity.top1:.1%}", f"{parity.top10:.1%}"]
             row.append(f"{parity.perplexity[1]:.3f}" if parity.perplexity else "")
-        rows.append(row + ([f"{line.milliseconds:.2f}"] if line.milliseconds is not None else []))
+        rows.append(row + ([f"{line.milliseconds:.1f}"] if line.milliseconds is not None else []))
     return [f"| {' | '.join(row)} |" for row in rows]
 
 

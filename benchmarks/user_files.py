@@ -46,7 +46,12 @@ _CONVERSATION = {
     "system": "Be brief.",
     "saved": "2026-01-02T03:04:05+0000",
     "turns": [
-        {"question": "q", "answer": "a", "experts": ["x", "y"], "tokens": [["a", "x", [0.5, 0.5]], ["b", "y", None]]},
+        {
+            "question": "q",
+            "answer": "a",
+            "experts": ["x", "y"],
+            "tokens": [["a", ["x"], [0.5, 0.5]], ["b", ["x", "y"], None]],
+        },
         {"question": "r", "answer": None, "stopped": True},
     ],
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from frcli.jinja import Sandbox
 
 ROLES = ("system", "user", "assistant")
+_MAX_SAID = 200  # characters of what a template's error says
 _MAX_PROMPT = 4_000_000  # characters: far beyond any context, far below the memory of a laptop
 
 
@@ -76,13 +77,12 @@ class ChatTemplate:
         except TemplateError as error:
             line = getattr(error, "lineno", None)  # only errors of syntax have one
             where = f" in line {line}" if line else ""
-            raise BundleError(
-                f"the chat template does not parse: {error.message}{where}", "correct the template"
-            ) from error
+            said = _said(error.message)
+            raise BundleError(f"the chat template does not parse: {said}{where}", "correct the template") from error
         except (RecursionError, MemoryError, SyntaxError) as error:  # the last two of Python, for what Jinja made of it
             raise BundleError("the chat template is nested too deeply", "use a plainer template") from error
         except (Exhausted, ValueError, OverflowError) as error:
-            raise BundleError(f"the chat template cannot be used: {error}", "use a plainer template") from error
+            raise BundleError(f"the chat template cannot be used: {_said(error)}", "use a plainer template") from error
 
     def render(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """Return the text of a conversation, ready for ``encode(..., special=True)``.
@@ -113,15 +113,31 @@ class ChatTemplate:
                         f"the chat template writes more than {_MAX_PROMPT:,} characters", "use a plainer template"
                     )
         except _Refused as error:
-            raise UsageError(f"the chat template refuses the messages: {error}", "change them as it says") from error
+            raise UsageError(
+                f"the chat template refuses the messages: {_said(error)}", "change them as it says"
+            ) from error
         except Exhausted as error:
             raise BundleError(f"the chat template asks for too much: {error}", "use a plainer template") from error
-        # Whatever Python raises inside somebody else's template is that template's failure.
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"the chat template failed: {error}", "use another template") from error
         except (RecursionError, MemoryError) as error:
             raise BundleError("the chat template does not come to an end", "use a plainer template") from error
+        # Whatever Python raises inside somebody else's template is that template's failure.
+        except (
+            TemplateError,
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
+            raise BundleError(f"the chat template failed: {_said(error)}", "use another template") from error
         return "".join(parts)
+
+
+def _said(error: object) -> str:
+    """What an error says, in which a template can put any text: in one line, and not all of a long one."""
+    text = " ".join(str(error).split())
+    return f"{text[:_MAX_SAID]}..." if len(text) > _MAX_SAID else text
 
 
 class _Refused(Exception):

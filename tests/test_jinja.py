@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
 import re
+import sys
 import tracemalloc
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jinja2.filters import FILTERS
+from jinja2.tests import TESTS
 
-from frcli.errors import BundleError
+from frcli.errors import BundleError, UsageError
 from frcli.tokens import ChatTemplate
 
 HUGE = {
@@ -104,6 +110,22 @@ def test_what_is_too_large_is_not_made_first(name: str) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('line\\n' * 9999) }}",
+        "{{ {}['a' * 9999].b }}",
+        "{{ cycler() }}",  # a RuntimeError of Jinja's
+        "{{ 'line\\n' * 9999 | nosuch }}",
+    ],
+)
+def test_whatever_fails_in_a_template_is_one_short_sentence(source: str) -> None:
+    with pytest.raises((BundleError, UsageError)) as caught:
+        ChatTemplate(source).render([{"role": "user", "content": "x"}])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("text", ["{{ '{} and {x}'.format(1, x='two') }}", "{{ '%s and two' % 1 }}"])
 def test_plain_formats_work(text: str) -> None:
     assert ChatTemplate(text).render([{"role": "user", "content": "x"}]) == "1 and two"
@@ -157,3 +179,101 @@ def test_loops_know_their_length_as_ever() -> None:
     )
     tree = "{% for a in [[1, [2]], 3] recursive %}{{ loop(a) if a is iterable else a }}{% endfor %}"
     assert ChatTemplate(tree).render(messages) == "123"
+
+
+# ------------------------------------------------------------------------------------------------- any template at all
+
+EXAMPLES = 300 if os.environ.get("FRCLI_TEST_ALL") == "1" else 60
+NAMES = ("a", "b", "m", "n", "n.x", "messages", "messages[0]", "loop", "loop.index", "bos_token", "nothing", "self")
+CONSTANTS = ("1", "-1", "0", "3", "99999", "10**9", "0.5", "1e308", "true", "none", "''", "'ab'", "'a\\nb'", "'%9999d'")
+CONSTANTS += ("'{:999999}'", "[]", "[1, 2]", "{}", "{'a': 1}", "()", "'é\U0001f642'", "('a' * 9999)", "range(9999)")
+FUNCTIONS = ("range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now", "m", "loop", "caller")
+OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "~", "==", "<", "in", "not in", "and", "or")
+METHODS = ("format", "replace", "join", "split", "items", "get", "count", "upper", "append", "format_map", "__class__")
+
+
+def _expressions(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    arguments = st.lists(inner, max_size=3).map(", ".join)
+    named = st.tuples(st.sampled_from(["", "x=", "width=", "attribute=", "indent="]), inner).map("".join)
+    call = st.one_of(arguments, named)
+    return st.one_of(
+        st.tuples(inner, st.sampled_from(OPERATORS), inner).map(" ".join).map("({})".format),
+        st.tuples(inner, st.sampled_from(sorted(FILTERS)), call).map(lambda it: "({}|{}({}))".format(*it)),
+        st.tuples(inner, st.sampled_from(sorted(TESTS)), inner).map(lambda it: "({} is {}({}))".format(*it)),
+        st.tuples(inner, st.sampled_from(METHODS), call).map(lambda it: "{}.{}({})".format(*it)),
+        st.tuples(st.sampled_from(FUNCTIONS), call).map(lambda it: "{}({})".format(*it)),
+        st.tuples(inner, inner).map(lambda it: "{}[{}]".format(*it)),
+        st.tuples(inner, inner, inner).map(lambda it: "{}[{}:{}]".format(*it)),
+        st.tuples(inner, inner, inner).map(lambda it: "({} if {} else {})".format(*it)),
+        st.lists(inner, max_size=3).map(lambda it: "[{}]".format(", ".join(it))),
+        st.tuples(inner, inner).map(lambda it: "{{{}: {}}}".format(*it)),
+    )
+
+
+EXPRESSIONS = st.recursive(st.sampled_from(NAMES + CONSTANTS), _expressions, max_leaves=6)
+
+
+def _statements(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    body = st.lists(inner, max_size=3).map("".join)
+
+    def around(form: str, *parts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        return st.tuples(*parts).map(lambda it: form.format(*it))
+
+    return st.one_of(
+        around("{{% for a in {} %}}{}{{% endfor %}}", EXPRESSIONS, body),
+        around("{{% for a, b in {} recursive %}}{}{{% else %}}{}{{% endfor %}}", EXPRESSIONS, body, body),
+        around("{{% if {} %}}{}{{% endif %}}", EXPRESSIONS, body),
+        around("{{% macro m(a, n={}) %}}{}{{% endmacro %}}", EXPRESSIONS, body),
+        around("{{% call m({}) %}}{}{{% endcall %}}", EXPRESSIONS, body),
+        around("{{% set b %}}{}{{% endset %}}", body),
+        around("{{% filter {} %}}{}{{% endfilter %}}", st.sampled_from(sorted(FILTERS)), body),
+        around("{{% with a = {} %}}{}{{% endwith %}}", EXPRESSIONS, body),
+    )
+
+
+STATEMENTS = st.recursive(
+    st.one_of(
+        EXPRESSIONS.map("{{{{ {} }}}}".format),
+        st.tuples(st.sampled_from(["a", "b", "n", "n.x", "n.x.x", "a, b"]), EXPRESSIONS).map(
+            lambda it: "{{% set {} = {} %}}".format(*it)
+        ),
+        st.sampled_from(
+            ["text\n", "{% break %}", "{% continue %}", "{% set n = namespace(x='ab') %}", "{{", "%}", "{#"]
+        ),
+    ),
+    _statements,
+    max_leaves=8,
+)
+
+
+@settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+@given(parts=st.lists(STATEMENTS, min_size=1, max_size=6))
+def test_any_template_writes_a_text_or_is_one_sentence(parts: list[str]) -> None:
+    """With few steps, so that it shows what comes without any: calls and memory follow from the steps."""
+    source = "{% set n = namespace(x='ab') %}" + "".join(parts)
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("frcli.jinja._STEPS", 5_000)
+        tracemalloc.start()
+        try:
+            template = ChatTemplate(source)
+            sys.setprofile(count)
+            written = template.render([{"role": "user", "content": "x"}])
+        except (BundleError, UsageError) as error:
+            assert "\n" not in str(error)
+            assert len(str(error)) < 300
+        else:
+            assert len(written) <= 4_000_000
+        finally:
+            sys.setprofile(None)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert peak < 1 << 25
+    assert calls < 500_000

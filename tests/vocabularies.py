@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -161,41 +162,59 @@ def _add_marks(tokenizer: Any, rstrip: bool = False) -> None:
     tokenizer.add_tokens([AddedToken(plain, rstrip=rstrip, normalized=False, special=False)])
 
 
-@lru_cache
-def awkward_strings(marks: bool = True, count: int = 500) -> tuple[str, ...]:
-    """Texts with every plane of Unicode that has characters, spaces, digits, code, and tokens written out in text.
+PLANES = range(17)
+SPACES = ("\n", "\n\n", "\r\n", "\t", "\t\t", " \n ", "\u00a0", "\u3000", "\u2028", "\x0b", "\x1f")
+NUMBERS = ("½", "²", "٣٤", "Ⅻ", "１２", "𝟙𝟚", "①")
+CODE = ("'s", "'S", "'ll", "'RE", "'", "’s", "->", "!=", "::", "//", "...", "\\n", "{{", "/*")
+JOINED = ("🙂", "👩‍💻", "❤️", "🏳️‍🌈", "\u200b", "\ufeff", "\u0301", "e\u0301", "नि", "กำ", "가", "\u1100\u1161")
 
-    All are in normal form C. The same every time.
+
+def awkward_strings(
+    comparable: Callable[[str], bool] = lambda text: True, *, form: str = "", marks: bool = True, count: int = 500
+) -> list[str]:
+    """So many different texts that are ``comparable``, the same every time: with every plane of Unicode, spaces,
+    digits, code and, with ``marks``, tokens written out in text.
+
+    Of a plane come characters, of the planes for private use such code points, and of those that have neither any code
+    points. All are in the normal ``form``, if one is named; otherwise many are in none.
     """
     random = np.random.default_rng(7)
-    planes = {
-        plane: [
-            chr(point)
-            for point in range(plane << 16, (plane + 1) << 16)
-            if unicodedata.category(chr(point)) not in ("Cn", "Cs", "Co")
-        ]
-        for plane in (0, 1, 2, 3, 14)
-    }
     common = "".join(CORPUS).split(" ")
+
+    def some(texts: Sequence[str], most: int = 1) -> str:
+        return "".join(texts[number] for number in random.integers(0, len(texts), random.integers(1, most + 1)))
+
     pieces = [
-        lambda: str(random.choice(common)),
+        lambda: some(common),
         lambda: " " * int(random.integers(1, 7)),
-        lambda: str(
-            random.choice(["\n", "\n\n", "\r\n", "\t", "\t\t", " \n ", "\u00a0", "\u3000", "\u2028", "\x0b", "\x1f"])
+        lambda: some(SPACES),
+        lambda: some("0123456789", 8),
+        lambda: some(NUMBERS),
+        lambda: some(_characters(0), 5),
+        lambda: "".join(
+            some(_characters(plane), 2) for plane in random.integers(1, len(PLANES), random.integers(1, 5))
         ),
-        lambda: "".join(map(str, random.integers(0, 10, random.integers(1, 9)))),
-        lambda: str(random.choice(["½", "²", "٣٤", "Ⅻ", "１２", "𝟙𝟚", "①"])),
-        lambda: "".join(random.choice(planes[0], random.integers(1, 6))),
-        lambda: "".join(random.choice(planes[int(random.choice([1, 2, 3, 14]))], random.integers(1, 4))),
-        lambda: str(
-            random.choice(["'s", "'S", "'ll", "'RE", "'", "’s", "->", "!=", "::", "//", "...", "\\n", "{{", "/*"])
-        ),
-        lambda: str(random.choice(["🙂", "👩‍💻", "❤️", "🏳️‍🌈", "\u200b", "\ufeff", "\u0301", "नि", "กำ", "가"])),
+        lambda: some(CODE),
+        lambda: some(JOINED),
+        lambda: unicodedata.normalize("NFD", some(common)),
     ]
     if marks:
-        pieces.append(lambda: str(random.choice(MARKS)))
-    texts = []
+        pieces.append(lambda: some(MARKS))
+    texts: dict[str, None] = {}
     while len(texts) < count:
         text = "".join(pieces[random.integers(len(pieces))]() for _ in range(random.integers(1, 9)))
-        texts.append(unicodedata.normalize("NFC", text))
-    return tuple(texts)
+        if form:
+            text = unicodedata.normalize(form, text)
+        if comparable(text):
+            texts[text] = None
+    return list(texts)
+
+
+@lru_cache
+def _characters(plane: int) -> str:
+    """What there is to draw from in a plane."""
+    points = range(plane << 16, (plane + 1) << 16)
+    kinds = {chr(point): unicodedata.category(chr(point)) for point in points}
+    assigned = [character for character, kind in kinds.items() if kind not in ("Cn", "Cs", "Co")]
+    private = [character for character, kind in kinds.items() if kind == "Co"]
+    return "".join(assigned or private or kinds)

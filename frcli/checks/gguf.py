@@ -240,6 +240,11 @@ def _check_vocabulary(head: Head, reader: _Reader) -> None:
     texts = reader.strings(tokens)
     if len({text or b"[EMPTY_%d]" % number for number, text in enumerate(texts)}) < len(texts):
         raise _Broken("two of its tokens have the same text")
+    if fields.get("tokenizer.ggml.model") == "llama":
+        known = set(texts)
+        for byte in range(256):  # llama.cpp looks for one or the other when it has no token for a character
+            if b"<0x%02X>" % byte not in known and bytes([byte]) not in known:
+                raise _Broken(f"its vocabulary has no token <0x{byte:02X}>, in which other characters are written")
     merges = fields.get("tokenizer.ggml.merges")
     if merges is not None and not (isinstance(merges, Items) and merges.kind == _STRING):
         raise _Broken("its merges are no texts")

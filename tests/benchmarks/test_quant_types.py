@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import tiny
-from quant_types import compare_types, table
+from quant_types import compare_types, main, table
 from taken_apart import take_apart
 
 from converters.checkpoint import open_checkpoint
@@ -47,6 +48,27 @@ def test_the_table(tmp_path: Path) -> None:
     written = table(lines)
     assert len(written) == 6 and written[0].endswith("ms per token |") and all(row.count("|") == 9 for row in written)
     assert all(row.count("|") == 8 for row in table(compare_types(model, tmp_path / "b", TEXT, ["F16"], 128, 0)))
+
+
+def test_the_table_is_made_of_the_figures_that_were_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, file = tiny.write_gguf(tmp_path / "model.gguf", quantization="Q8_0"), tmp_path / "types.json"
+    monkeypatch.setattr("sys.argv", ["quant_types.py", str(model), "--types", "F16", "Q4_0", "-o", str(file)])
+    assert main() == 0
+    measured = capsys.readouterr().out
+    assert measured.startswith("| type | MB | KL |") and measured.count("\n") == 5
+    monkeypatch.setattr("sys.argv", ["quant_types.py", "--table", str(file)])
+    assert main() == 0
+    assert capsys.readouterr().out == measured
+    rows = json.loads(file.read_text())
+    assert [row["name"] for row in rows] == ["original", "F16", "Q4_0"]
+    rows[2] |= {"size": 7_000_000, "milliseconds": 1.3}
+    rows[2]["parity"] |= {"mean_kl": 0.5, "top1": 0.75, "perplexity": [1.0, 2.0]}
+    file.write_text(json.dumps(rows))
+    assert main() == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("| Q4_0 | 7 | 5.0e-01 |") and "| 75.0% |" in last and last.endswith("| 2.000 | 1.3 |")
 
 
 @pytest.mark.train

@@ -64,6 +64,7 @@ def test_every_cut_is_refused(model: Path, tmp_path: Path) -> None:
         ({"tokenizer.ggml.scores": [1.0, 2.0]}, "scores"),
         ({"tokenizer.ggml.token_type": [1]}, "token_type"),
         ({"tokenizer.ggml.merges": [1, 2]}, "merges"),
+        ({"tokenizer.ggml.model": "llama"}, "no token <0x00>"),
         ({"general.alignment": 3}, "alignment"),
     ],
 )

@@ -11,9 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
+from converters.session import run_text
 from frcli.checks.onnx import OPERATORS, check_onnx, weight_files
 from frcli.checks.protobuf import fields, numbers
 from frcli.errors import ModelError
+from frcli.sources.onnx import OnnxRouter
+from frcli.sources.onnx_header import onnx_metadata
+from frcli.sources.source import Feed
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +124,83 @@ def test_any_bytes_are_fields_or_no_message(data: bytes) -> None:
     except ValueError:
         return
     assert sum(len(value) for _, value in found if isinstance(value, memoryview)) <= len(data)
+
+
+KEYS = ("format", "experts", "vocabulary", "context", "precision", "target", "source", "layers", "kv_heads", "head_dim")
+VALUES = (
+    "",
+    "0",
+    "1",
+    "2",
+    "-1",
+    "1.5",
+    "1e9",
+    "nan",
+    "9" * 30,
+    "9" * 5000,
+    "1_6",
+    "\u0662",
+    " 2 ",
+    "null",
+    "[]",
+    "{}",
+)
+
+
+@st.composite
+def metadata(draw: st.DrawFn) -> bytes:
+    """What a router may say of itself: known keys or not, once or twice, with any value or broken."""
+    entries = b""
+    value = st.sampled_from(VALUES).map(str.encode) | st.text(max_size=6).map(str.encode) | st.binary(max_size=6)
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(KEYS).map(lambda key: f"frcli.{key}".encode()) | st.binary(max_size=4))
+        parts = [(1, key), (2, draw(value))]
+        parts += draw(st.lists(st.tuples(st.integers(0, 3), value), max_size=1))
+        entry = b"".join(_field(number, part) for number, part in parts)
+        if draw(st.integers(0, 5)) == 0:
+            entry += draw(st.binary(max_size=4))
+        entries += _field(14, entry)
+    return entries
+
+
+def _field(number: int, value: bytes) -> bytes:
+    length = bytes([len(value) & 127 | 128, len(value) >> 7])
+    return bytes([number << 3 | 2]) + length + value
+
+
+def _open(path: Path) -> None:
+    """As the engine does, and read a token."""
+    router = OnnxRouter(path, context=16)
+    try:
+        router.extend([Feed(0, [1])])
+    finally:
+        router.close()
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "the check": check_onnx,
+    "the header": onnx_metadata,
+    "the engine": _open,
+    "the converters": lambda path: run_text(path, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_whatever_a_router_says_of_itself_is_taken_or_refused(name: str, router: Path, tmp_path: Path) -> None:
+    """Behind what it says rightly, which it takes the place of."""
+    whole, path = router.read_bytes(), tmp_path / "r.onnx"
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
+    @given(data=metadata())
+    def read(data: bytes) -> None:
+        path.unlink(missing_ok=True)  # the one before may still be mapped
+        path.write_bytes(whole + data)
+        try:
+            READERS[name](path)
+        except ModelError as error:
+            assert "\n" not in str(error)
+
+    read()
 
 
 def test_numbers_of_more_than_ten_bytes_are_none() -> None:

@@ -10,13 +10,17 @@ import pytest
 import tiny
 
 from converters import reference
-from converters.checkpoint import open_checkpoint
+from converters.checkpoint import fingerprint, open_checkpoint
 from converters.parity import kl
 from converters.router import convert_router
 from converters.session import run_text
+from converters.trained import save_trained
+from frcli.training.base import Hardware, hidden_states
+from frcli.training.model import SCALE, Recipe, RouterModel
 
 pytestmark = pytest.mark.train
 
+# Longer than the windows (24).
 TOKENS = np.random.default_rng(5).integers(3, 320, 100).tolist()
 
 
@@ -30,6 +34,41 @@ def test_reference_and_router_have_the_logits_of_transformers(family: str, tmp_p
     path = tiny.write_router(tmp_path / "router.onnx", folder)
     for block in (64, 1):
         assert kl(expected, run_text(path, TOKENS, block)["logits"]).max() < 1e-6
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_routers_with_a_trained_delta_have_the_logits_of_peft(family: str, tmp_path: Path) -> None:
+    """In the form that training leaves, whose LoRA PEFT applies in torch and the router has in its weights."""
+    import torch
+
+    folder = families.save(families.make(family), tmp_path / "model")
+    router = RouterModel(folder, 2, Recipe(rank=4), Hardware(), 0, choose=lambda _: [])
+    learn(router)
+    expected = families.logits(router.language, TOKENS)
+    with torch.inference_mode():
+        states = hidden_states(router.language, torch.tensor([TOKENS]))[0]
+        routing = router.head(states).numpy()
+    trained, base_sha256 = tmp_path / "router.safetensors", fingerprint(folder)
+    save_trained(trained, router.delta(), router.head.weight.detach().numpy(), "ab", SCALE, base_sha256)
+    assert kl(expected, reference.logits(open_checkpoint(folder), TOKENS)).mean() > 0.01  # the delta matters
+    path = tiny.write_router(tmp_path / "router.onnx", folder, trained)
+    for block in (64, 1):
+        found = run_text(path, TOKENS, block)
+        assert kl(expected, found["logits"]).max() < 1e-6
+        np.testing.assert_allclose(found["routing"], routing, rtol=1e-3, atol=1e-3)
+
+
+def learn(router: RouterModel) -> None:
+    """Give the fresh LoRA values that matter and that float16 holds, in which a delta is saved, and the head some."""
+    import torch
+
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in router.language.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                spread = parameter.shape[1] ** -0.5 if "lora_A" in name else 0.1
+                parameter.copy_((spread * torch.randn_like(parameter)).half())
+        router.head.weight.normal_()
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "gemma3", "phi3"])

@@ -6,6 +6,7 @@ model, and whether a space is put before the text. That little is read here, so 
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,5 +59,12 @@ def read_pieces(file: Path) -> tuple[list[Piece], bool]:
 
 def _piece(data: Any) -> Piece:
     parts: dict[int, Any] = dict(fields(data))
+    text, kind = parts[1], parts.get(3, 1)
+    if isinstance(text, int) or not isinstance(kind, int):  # bytes() of a number is as many zeros
+        raise ValueError("a piece whose text or kind is none")
+    if not 1 <= kind <= 6:
+        raise ValueError(f"a piece of the kind {kind}")
     score = struct.unpack("<f", parts.get(2, bytes(4)))[0]
-    return Piece(bytes(parts[1]).decode("utf-8"), score, int(parts.get(3, 1)))
+    if not math.isfinite(score):
+        raise ValueError(f"a piece with the score {score}")
+    return Piece(bytes(text).decode("utf-8"), score, kind)

@@ -13,6 +13,7 @@ The formula of the compute buffer holds with flash attention and was read off wh
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -179,7 +180,9 @@ def router_of(bundle: Bundle) -> RouterNeed | None:
             raise ModelError(f"{path} is not a router", "make it again with frcli models pull") from None
         cuda = said.get("frcli.target") == "cuda"
         path = path.resolve()
-        weights = sum(part.stat().st_size for part in (path, *weight_files(path)))
+        weights = path.stat().st_size
+        with suppress(ModelError):  # a damaged file is refused where it is opened
+            weights += sum(part.stat().st_size for part in weight_files(path))
         return RouterNeed(weights, 2 * layers * heads * size * (2 if cuda else 4), cuda)
     return router_need(read_shape(bundle.router_base().path), table.precision)
 

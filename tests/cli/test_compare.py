@@ -207,4 +207,4 @@ def test_comparisons_of_parts_are_joined(tmp_path: Path, frcli: Callable[..., An
     assert "| fusionroute | **0.500** ± 0.500 |" in ran.out and "| sum | **0.500** ± 0.500 |" in ran.out
     assert "minus fusionroute" in ran.out and "+0.000 (-1.000 to +1.000)" in ran.out
     ran = frcli("eval", "report", *files)
-    assert ran.code == 1 and "these comparisons differ in tasks" in ran.err
+    assert ran.code == 1 and "these comparisons differ in the items of frcli_svamp" in ran.err

@@ -137,7 +137,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @whole
 @pytest.mark.parametrize("name", NAMES)
 def test_pulled_opened_and_asked(name: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    environ = {"FRCLI_CACHE": str(place / "cache"), "HF_HUB_CACHE": str(place / "hub"), "FRCLI_THREADS": "1"}
+    environ = {
+        "FRCLI_CACHE": str(place / "cache"),
+        "HF_HUB_CACHE": str(place / "hub"),
+        "FRCLI_THREADS": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     for key, value in environ.items():
         monkeypatch.setenv(key, value)
 
@@ -186,7 +191,12 @@ def test_the_trio_with_a_router_is_pulled_built_and_asked(
     folder = tmp_path / "models" / name
     folder.mkdir(parents=True)
     (folder / "bundle.toml").write_text(with_router((MODELS / name / "bundle.toml").read_text()))
-    environ = {"FRCLI_CACHE": str(place / "cache"), "HF_HUB_CACHE": str(place / "hub"), "FRCLI_THREADS": "1"}
+    environ = {
+        "FRCLI_CACHE": str(place / "cache"),
+        "HF_HUB_CACHE": str(place / "hub"),
+        "FRCLI_THREADS": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     for key, value in (environ | {"FRCLI_MODELS": str(folder.parent)}).items():
         monkeypatch.setenv(key, value)
     random = np.random.default_rng(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -34,18 +35,22 @@ _ROPE = {name: f"{name}.weight" for name in ("rope_freqs", "rope_factors_short",
 
 def gguf_name(module: str, family: str = "llama") -> str | None:
     """Return the GGUF name of a module (``model.layers.3.self_attn.q_proj`` -> ``blk.3.attn_q``), or None."""
-    number = module.removeprefix(LAYERS).partition(".")[0] if module.startswith(LAYERS) else "0"
-    if not number.isdecimal():
+    if not module.startswith(LAYERS):
+        return _names(family).get_name(module)  # type: ignore[no-any-return]
+    number, _, part = module.removeprefix(LAYERS).partition(".")
+    if not re.fullmatch("0|[1-9][0-9]*", number):
         return None
-    return _names(family, int(number) + 1).get_name(module)  # type: ignore[no-any-return]
+    # Layers are named alike, and a map of many takes megabytes: a file may say that it has hundreds.
+    first: str | None = _names(family).get_name(f"{LAYERS}0.{part}")
+    return None if first is None else first.replace("blk.0.", f"blk.{number}.", 1)
 
 
 @lru_cache(maxsize=64)
-def _names(family: str, layers: int) -> Any:
+def _names(family: str) -> Any:
     import gguf
 
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    return gguf.get_tensor_name_map(kinds["llama" if family == "mistral" else family], layers)
+    return gguf.get_tensor_name_map(kinds["llama" if family == "mistral" else family], 1)
 
 
 def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:

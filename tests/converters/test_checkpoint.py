@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -175,6 +176,19 @@ def test_names() -> None:
     assert gguf_name("model.layers.1.pre_feedforward_layernorm", "gemma2") == "blk.1.ffn_norm"
     assert gguf_name("model.layers.1.post_attention_layernorm") == "blk.1.ffn_norm"
     assert gguf_name("visual.proj") is None
+    assert gguf_name("model.layers.01.mlp.gate_proj") is None
+    assert gguf_name("model.layers.1") is None
+
+
+def test_the_names_of_many_layers_take_no_memory_to_speak_of() -> None:
+    """A small file that said it had 255 layers took 700 MiB."""
+    tracemalloc.start()
+    try:
+        names = {gguf_name(f"model.layers.{layer}.mlp.up_proj", "qwen2") for layer in range(255)}
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+    assert len(names) == 255 and "blk.254.ffn_up" in names
 
 
 def test_fingerprint_changes_with_the_weights(base: Path, tmp_path: Path) -> None:

@@ -117,10 +117,10 @@ class _Check:
         return cls(Window(tokens, [*tokens[1:], None]), expected)
 
     def parity(self, result: Path) -> Parity:
-        tokens, tally = self.window.tokens, Tally()
+        tally = Tally()
+        expected = (Rows(self.expected[at : at + BLOCK]) for at in range(0, len(self.expected), BLOCK))
         with closing(LlamaRunner(result)) as runner:
-            for at, rows in zip(range(0, len(tokens), BLOCK), runner.blocks(tokens), strict=True):
-                tally.add(self.window, Rows(self.expected[at : at + BLOCK]), rows, at)
+            tally.add_blocks(self.window, expected, runner.blocks(self.window.tokens))
         return tally.parity()
 
 

@@ -127,6 +127,13 @@ class Tally:
         if source.routing is not None and result.routing is not None:
             self._routing = (self._routing or 0.0) + float(kl(source.routing, result.routing).sum())
 
+    def add_blocks(self, window: Window, source: Iterable[Rows], result: Iterable[Rows]) -> None:
+        """Add what both models say of a whole window, block by block; their blocks are of the same lengths."""
+        at = 0
+        for left, right in zip(source, result, strict=True):
+            self.add(window, left, right, at)
+            at += len(left.logits)
+
     def _add_row(self, window: Window, at: int, left: Array, right: Array) -> None:
         p, q = _log_softmax(left), _log_softmax(right)
         divergence = _kl(p, q)
@@ -175,10 +182,7 @@ def measure(source: Runner, result: Runner, windows: Iterable[Window]) -> Parity
     """Return the agreement of two models over windows of a text, which both read block by block."""
     tally = Tally()
     for window in windows:
-        at = 0
-        for left, right in zip(source.blocks(window.tokens), result.blocks(window.tokens), strict=True):
-            tally.add(window, left, right, at)
-            at += len(left.logits)
+        tally.add_blocks(window, source.blocks(window.tokens), result.blocks(window.tokens))
     return tally.parity()
 
 

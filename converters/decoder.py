@@ -31,9 +31,10 @@ class DecoderConfig:
     """The shape of a model; the fields with defaults are what a Llama does not have.
 
     ``rope_factors`` divide the rotary frequencies theta^(-2i/head_dim), one factor for each of the head_dim / 2
-    frequencies; all are 1 without rope scaling. ``rope_scale`` multiplies cosines and sines (longrope). ``context`` is
-    the number of positions that the model was trained for. ``long_factors`` take the place of ``rope_factors`` in texts
-    of more than ``context`` positions, up to ``long_context`` (longrope; nothing here reads such texts).
+    frequencies; all are 1 without rope scaling. ``rope_scale`` multiplies cosines and sines (longrope, YaRN).
+    ``context`` is the number of positions that the model was trained for. ``long_factors`` take the place of
+    ``rope_factors`` in texts of more than ``context`` positions, up to ``long_context`` (longrope; nothing here reads
+    such texts). Factors of YaRN are those of ``yarn_factor`` and of ``yarn_context``, the positions before it.
 
     ``windows`` has for each layer how many tokens its attention sees, the own one included, 0 for all (empty: all
     layers see all). Layers with a window are rotated by ``local_theta`` without factors, if it is not 0 (Gemma-3).
@@ -70,6 +71,8 @@ class DecoderConfig:
     activation: str = SILU
     long_factors: tuple[float, ...] = ()
     long_context: int = 0
+    yarn_factor: float = 0.0
+    yarn_context: int = 0
 
     @property
     def query_scale(self) -> float:
@@ -219,7 +222,7 @@ def check_shapes(path: Path, config: DecoderConfig, stored: dict[str, tuple[int,
         *(config.hidden, config.layers, config.heads, config.kv_heads, config.head_dim, config.vocab),
         *(config.intermediate, config.context),
     )
-    if min(sizes) < 1 or max(sizes) > _LARGEST or not all(map(_is_sound, config.numbers())):
+    if min(sizes) < 1 or max(sizes) > _LARGEST or not all(map(_is_sound, config.numbers())) or 0 in config.rope_factors:
         raise ModelError(f"{path} has a configuration that makes no sense: {str(config)[:400]}", "fetch it again")
     if config.heads % config.kv_heads or config.head_dim % 2 or len(config.rope_factors) != config.head_dim // 2:
         raise ModelError(

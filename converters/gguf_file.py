@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converters.decoder import Checkpoint, DecoderConfig, layer_and_part
 from converters.gguf_model import gguf_name, implied, interleave, interleaved_heads
+from converters.rope import yarn_factors, yarn_scale
 from converters.vocabulary import Vocabulary
 from frcli.errors import ModelError
 
@@ -77,6 +78,13 @@ def hyperparameters(path: Path, config: DecoderConfig) -> dict[str, int | float 
             "rope.scaling.original_context_length": config.context,
             "rope.scaling.attn_factor": config.rope_scale,
         }
+    elif config.yarn_factor:
+        own |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": config.yarn_factor,
+            "rope.scaling.original_context_length": config.yarn_context,
+            "rope.scaling.attn_factor": config.rope_scale / yarn_scale(config.yarn_factor),
+        }
     elif _linear(config):
         own |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_factors[0]}
     _require_implied(path, config, own)
@@ -89,7 +97,11 @@ def _linear(config: DecoderConfig) -> bool:
 
 def _require_implied(path: Path, config: DecoderConfig, own: Mapping[str, Any]) -> None:
     scaled = len(set(config.rope_factors)) > 1 or bool(config.long_factors)
-    if scaled and config.family not in ("llama", "mistral", *(("phi3",) if config.long_factors else ())):
+    if config.yarn_factor:
+        usual = yarn_factors(config.rope_theta, config.head_dim, config.yarn_factor, config.yarn_context)
+        if not np.allclose(config.rope_factors, usual, rtol=1e-6):
+            raise ModelError(f"{path} has a YaRN with other ramps than llama.cpp's", "it is not supported")
+    elif scaled and config.family not in ("llama", "mistral", *(("phi3",) if config.long_factors else ())):
         raise ModelError(
             f"{path} has a rope scaling that llama.cpp does not have for the family {config.family}",
             "it is not supported",
@@ -201,7 +213,7 @@ def write_vocabulary(path: Path, vocabulary: Vocabulary, config: DecoderConfig, 
 def _rope_tensors(config: DecoderConfig) -> dict[str, NDArray[np.float32]]:
     if config.long_factors:
         factors = {"rope_factors_long.weight": config.long_factors, "rope_factors_short.weight": config.rope_factors}
-    elif len(set(config.rope_factors)) > 1:
+    elif len(set(config.rope_factors)) > 1 and not config.yarn_factor:
         factors = {"rope_freqs.weight": config.rope_factors}
     else:
         factors = {}

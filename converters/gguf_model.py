@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from converters import rope
 from converters.decoder import (
     ALL_ROWS,
     GELU,
@@ -29,8 +30,6 @@ Fields = Mapping[str, Any]
 
 # What gguf's reader raises on bytes that are not what they claim to be.
 CORRUPT = (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError, OSError)
-# Tensors that are numbers of the configuration.
-_ROPE = {name: f"{name}.weight" for name in ("rope_freqs", "rope_factors_short", "rope_factors_long")}
 
 
 def gguf_name(module: str, family: str = "llama") -> str | None:
@@ -92,7 +91,7 @@ def open_gguf(path: Path) -> Checkpoint:
     shapes = {name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in tensors.items()}
     places = _places(config, shapes)
     found = {name: (place[1].stop - place[1].start, *shapes[place[0]][1:]) for name, place in places.items()}
-    known = {place for place, _ in places.values()} | set(_ROPE.values())
+    known = {place for place, _ in places.values()} | set(rope.TENSORS.values())
     check_shapes(path, config, found | {name: shape for name, shape in shapes.items() if name not in known})
     heads = interleaved_heads(config)
 
@@ -159,7 +158,6 @@ def _config(path: Path, family: str, own: Fields, tensors: Mapping[str, Any]) ->
         raise ModelError(f"{path} rotates only a part of each head", "such models are not supported")
     if int(own.get("attention.value_length", head_dim)) != head_dim:
         raise ModelError(f"{path} has values of another size than its keys", "such models are not supported")
-    factors, scale, longest = _rope_factors(path, own, tensors, head_dim)
     return DecoderConfig(
         hidden=hidden,
         layers=layers,
@@ -169,13 +167,10 @@ def _config(path: Path, family: str, own: Fields, tensors: Mapping[str, Any]) ->
         intermediate=int(own["feed_forward_length"]),
         vocab=int(tensors["token_embd.weight"].shape[1]),
         rms_eps=float(own["attention.layer_norm_rms_epsilon"]),
-        rope_theta=float(own.get("rope.freq_base", 10000.0)),
-        rope_factors=factors,
-        rope_scale=scale,
         tied="output.weight" not in tensors,
-        context=min(int(own.get("context_length", 2048)), longest),
         family=family,
         activation=GELU if family.startswith("gemma") else SILU,
+        **rope.from_gguf(path, own, tensors, head_dim),
         **_FAMILIES[family](own, layers, hidden // heads),
     )
 
@@ -239,21 +234,3 @@ def implied(family: str, own: Fields, layers: int) -> dict[str, Any]:
     """
     width = int(own["embedding_length"]) // int(own["attention.head_count"])
     return _FAMILIES[family](own, layers, width)
-
-
-def _rope_factors(
-    path: Path, own: Fields, tensors: Mapping[str, Any], head_dim: int
-) -> tuple[tuple[float, ...], float, int]:
-    """What divides the frequencies, what multiplies cosines and sines, and the longest text that this holds for."""
-    kind = own.get("rope.scaling.type", "none")
-    if kind not in ("none", "linear", "longrope"):
-        raise ModelError(f"{path} uses the rope scaling {kind!r}", "only none, linear and llama3 scaling are supported")
-    factor = float(own.get("rope.scaling.factor", 1.0)) if kind == "linear" else 1.0
-    factors = np.full(head_dim // 2, factor)
-    longest = int(own.get("context_length", 2048))
-    for name in ("rope_freqs", "rope_factors_short"):  # worked out by whoever wrote the file
-        if _ROPE[name] in tensors:
-            factors = factors * np.asarray(tensors[_ROPE[name]].data, dtype=np.float64).reshape(-1)
-    if _ROPE["rope_factors_short"] in tensors:
-        longest = int(own.get("rope.scaling.original_context_length", longest))
-    return tuple(factors.tolist()), float(own.get("rope.scaling.attn_factor", 1.0)), longest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from converters.decoder import (
     check_shapes,
     layer_and_part,
 )
+from converters.rope import from_hugging
 from frcli.errors import ModelError
 
 Values = Mapping[str, Any]
@@ -29,6 +30,25 @@ _ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Tensors that some checkpoints hold although they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
+# In models that also see images: what of them is not the language model, and where that is (the newer names last).
+_SEEING = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_INSIDE = re.compile(r"language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.")
+# What transformers takes for granted about a Gemma-3 that sees images; its config.json has only what is otherwise.
+_GEMMA3_DEFAULTS = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 
 
 def open_folder(path: Path) -> Checkpoint:
@@ -43,10 +63,11 @@ def open_folder(path: Path) -> Checkpoint:
             for name in handle.keys()  # noqa: SIM118 - not a dict
         }
         files |= dict.fromkeys(handle.keys(), file)
-    found = {name: shape for name, shape in found.items() if not name.endswith(_DERIVED)}
+    named = {language_name(name): name for name in found if not name.endswith(_DERIVED) and not sees_images(name)}
     if config.tied:
-        found.pop(HEAD, None)
-    places = {name: (name, range(shape[0] if shape else 0)) for name, shape in found.items()}
+        named.pop(HEAD, None)
+    places = {name: (stored, range(found[stored][0] if found[stored] else 0)) for name, stored in named.items()}
+    found = {name: found[stored] for name, stored in named.items()}
     if config.joint():
         found, places = _in_parts(config, found)
     check_shapes(path, config, found)
@@ -77,11 +98,21 @@ def stored_types(path: Path) -> set[str]:
 
 
 def shards(path: Path) -> dict[str, Path]:
-    """Return the safetensors file that holds each tensor of a folder."""
+    """Return the safetensors file that holds each tensor of a folder, by its name in the language model."""
     files: dict[str, Path] = {}
     for file in sorted(set(dict(_files(path)).values())):
-        files |= dict.fromkeys(open_safetensors(file).keys(), file)
+        files |= dict.fromkeys(map(language_name, open_safetensors(file).keys()), file)
     return files
+
+
+def language_name(name: str) -> str:
+    """Return a tensor's or module's name as it is in a model that does not see images."""
+    return _INSIDE.sub("", name, count=1)
+
+
+def sees_images(name: str) -> bool:
+    """Return whether a tensor or module of that name is for images only."""
+    return _SEEING.match(name) is not None
 
 
 def _in_parts(
@@ -179,6 +210,8 @@ def read_config(path: Path) -> DecoderConfig:
     file = path / "config.json"
     values = read_json(file)
     kind = values.get("model_type")
+    if kind == "gemma3" and isinstance(values.get("text_config"), dict):
+        kind, values = "gemma3_text", {**_GEMMA3_DEFAULTS, **values["text_config"]}
     if not isinstance(kind, str) or kind not in _FAMILIES:
         raise ModelError(
             f"{path} is of the architecture {kind!r}", f"known are {', '.join(_FAMILIES)}; a GGUF of others may do"
@@ -206,11 +239,9 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
     head_dim = int(values.get("head_dim") or hidden // heads)
     if not 0 < head_dim <= 1 << 16:  # lists of this length are made before any tensor has confirmed it
         raise ValueError(f"heads of {head_dim} numbers")
-    rope = _rope(values)
-    theta = float(rope.get("rope_theta") or values.get("rope_theta") or 10000.0)
+    rotation = _rotation(values)
+    theta = float(rotation.get("rope_theta") or values.get("rope_theta") or 10000.0)
     context = int(values.get("max_position_embeddings", 2048))
-    factors, scale, longest = _rope_factors(path, rope, theta, head_dim, values, context)
-    long_factors = tuple(float(each) for each in rope.get("long_factor") or ())
     family: dict[str, Any] = {
         "qkv_bias": False,
         "tied": bool(values.get("tie_word_embeddings", kind in ("gemma2", "gemma3_text", "smollm3"))),
@@ -224,14 +255,9 @@ def _config(path: Path, kind: str, values: Values) -> DecoderConfig:
         intermediate=int(values["intermediate_size"]),
         vocab=int(values["vocab_size"]),
         rms_eps=float(values["rms_norm_eps"]),
-        rope_theta=theta,
-        rope_factors=factors,
-        rope_scale=scale,
-        context=min(context, longest),
         family={"gemma3_text": "gemma3"}.get(kind, kind),
         activation=_ACTIVATIONS[activation],
-        long_factors=long_factors,
-        long_context=context if long_factors else 0,
+        **from_hugging(path, rotation, values, theta, head_dim, context),
         **family,
     )
 
@@ -315,44 +341,10 @@ _FAMILIES: dict[str, Callable[[Values, int], dict[str, Any]]] = {
 }
 
 
-def _rope(values: Values) -> Values:
+def _rotation(values: Values) -> Values:
     """The rotation of the layers without a window; transformers 5 moved all that is said of it into one place."""
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    chosen = rope.get("full_attention", rope)
+    rotation = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    chosen = rotation.get("full_attention", rotation)
     if not isinstance(chosen, dict):
         raise ValueError(f"the rotation is {chosen!r}")
     return chosen
-
-
-def _rope_factors(
-    path: Path, rope: Values, theta: float, head_dim: int, values: Values, context: int
-) -> tuple[tuple[float, ...], float, int]:
-    """What divides the frequencies, what multiplies cosines and sines, and the longest text that this holds for."""
-    if float(rope.get("partial_rotary_factor") or values.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise ModelError(f"{path} rotates only a part of each head", "it is not supported")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    half = head_dim // 2
-    if kind == "default":
-        return (1.0,) * half, 1.0, context
-    if kind == "linear":
-        return (float(rope["factor"]),) * half, 1.0, context
-    if kind in ("longrope", "su"):
-        original = int(rope.get("original_max_position_embeddings") or values["original_max_position_embeddings"])
-        factor = max(context / original, 1.0)
-        scale = rope.get("attention_factor") or math.sqrt(1 + math.log(factor) / math.log(original))
-        return tuple(float(each) for each in rope["short_factor"]), float(scale), original
-    if kind != "llama3":
-        raise ModelError(
-            f"{path} uses the rope scaling {kind!r}",
-            "only default, linear, llama3 and longrope scaling are supported",
-        )
-    # Llama 3.1: wavelengths above original/low are divided by the factor, those below original/high are kept, and those
-    # between change smoothly from one to the other.
-    factor, original_length = float(rope["factor"]), float(rope["original_max_position_embeddings"])
-    low, high = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    factors = []
-    for pair in range(half):
-        turns = original_length * theta ** (-2 * pair / head_dim) / (2 * math.pi)
-        smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
-        factors.append(1 / ((1 - smooth) / factor + smooth))
-    return tuple(factors), 1.0, context

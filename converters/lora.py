@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.decoder import ALL_ROWS, HEAD, Array, Checkpoint, DecoderConfig, layer_and_part
-from converters.hugging import open_safetensors, read_json, read_tensor, refuse_pickles
+from converters.hugging import language_name, open_safetensors, read_json, read_tensor, refuse_pickles, sees_images
 from frcli.errors import ModelError
 
 _NAME = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<kind>[AB])\.(?:default\.)?weight")
@@ -94,9 +94,13 @@ def read_peft(folder: Path) -> dict[str, Lora]:
         if a is None or b is None or a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise ModelError(f"{file} has no matching lora_A and lora_B for {module}", "fetch or train it again")
         rank, scale = _rank_and_scale(folder, config, module)
+        if sees_images(module):
+            raise ModelError(
+                f"the adapter {folder} changes {module}, which is not of the language model", "train it without"
+            )
         if a.shape[0] != rank:
             raise ModelError(f"{file} has rank {a.shape[0]} for {module} where adapter_config.json says {rank}")
-        updates[module] = Lora(a, b, scale)
+        updates[language_name(module)] = Lora(a, b, scale)
     return updates
 
 

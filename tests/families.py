@@ -38,20 +38,44 @@ _LONG = {
     "long_factor": [2.0 + i for i in range(_HALF)],
     "original_max_position_embeddings": 256,
 }
+_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 _GEMMA = {"sliding_window": 24, "head_dim": 32, "query_pre_attn_scalar": 32}
+_GEMMA3_LONG = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+}
+# Of a Gemma-3 that also sees images, no more than transformers needs to make one.
+_EYES = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": True}),
     "llama3": ("Llama", {"rope_parameters": _LLAMA3}),
     "llama3-tied": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": True}),  # Llama 3.2
+    "llama-yarn": ("Llama", {"rope_parameters": {**_YARN, "attention_factor": 1.1}}),
     "mistral": ("Mistral", {"sliding_window": None, "head_dim": 16}),
     "mistral-window": ("Mistral", {"sliding_window": 24, "head_dim": 16}),
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}),
+    "qwen2-yarn": ("Qwen2", {"rope_parameters": _YARN}),
     "qwen3": ("Qwen3", {"head_dim": 32}),
+    "qwen3-yarn": ("Qwen3", {"head_dim": 32, "rope_parameters": _YARN}),
     "gemma2": ("Gemma2", {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 4.0}),
     "gemma3": ("Gemma3Text", {**_GEMMA, "num_hidden_layers": 7}),
+    "gemma3-images": ("Gemma3", {**_GEMMA, "num_hidden_layers": 7, "rope_parameters": _GEMMA3_LONG}),
     "smollm3": ("SmolLM3", {"tie_word_embeddings": True}),
+    "smollm3-yarn": ("SmolLM3", {"rope_parameters": _YARN}),
     "phi3": ("Phi3", {}),
     "phi3-long": ("Phi3", {"rope_parameters": _LONG, "original_max_position_embeddings": 256}),
 }
@@ -63,10 +87,15 @@ def make(name: str, seed: int = 0, **more: Any) -> Any:
     import transformers
 
     kind, settings = FAMILIES[name]
-    config = getattr(transformers, f"{kind}Config")(**{**_COMMON, **settings, **more})
+    settings = {**_COMMON, **settings, **more}
+    if kind == "Gemma3":
+        config = transformers.Gemma3Config(text_config=settings, vision_config=_EYES, mm_tokens_per_image=4)
+    else:
+        config = getattr(transformers, f"{kind}Config")(**settings)
     config._attn_implementation = "eager"  # the others leave out what bounds scores
     torch.manual_seed(seed)
-    model = getattr(transformers, "Gemma3ForCausalLM" if kind == "Gemma3Text" else f"{kind}ForCausalLM")(config)
+    names = {"Gemma3Text": "Gemma3ForCausalLM", "Gemma3": "Gemma3ForConditionalGeneration"}
+    model = getattr(transformers, names.get(kind, f"{kind}ForCausalLM"))(config)
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 1:

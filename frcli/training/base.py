@@ -20,6 +20,9 @@ ROUTER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 # Phi-3 has some of them in one: what each joins, in order.
 JOINT_MODULES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
+# Where a Gemma-3 that sees images keeps its language model; the newer name first.
+_TEXT_ONLY = {r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model."}
+
 
 def require(*modules: str) -> None:
     """Raise ``MissingExtra`` unless all ``modules`` can be imported."""
@@ -60,12 +63,15 @@ def load_base(path: Path, hardware: Hardware, *, full: bool = False) -> Any:
     place, file = (path, None) if path.is_dir() else (path.parent, path.name)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar of its own while it reads a GGUF
-            config = AutoConfig.from_pretrained(str(place), gguf_file=file)
+            # Of a model that also sees images, the language model.
+            config = AutoConfig.from_pretrained(str(place), gguf_file=file).get_text_config()
             # The faster kinds of attention leave out the bound of scores that Gemma-2 has.
             attention = "eager" if getattr(config, "attn_logit_softcapping", None) else None
             model = AutoModelForCausalLM.from_pretrained(
                 str(place),
                 gguf_file=file,
+                config=config,
+                key_mapping=_TEXT_ONLY if config.model_type == "gemma3_text" else None,
                 dtype=torch.float32 if full or hardware.device == "cpu" else torch.bfloat16,
                 attn_implementation=attention,
                 use_safetensors=True,

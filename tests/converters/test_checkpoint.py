@@ -54,27 +54,6 @@ def test_bfloat16(tmp_path: Path) -> None:
     np.testing.assert_allclose(checkpoint.tensor("model.layers.1.mlp.up_proj.weight"), tensor, rtol=1 / 256)
 
 
-def test_llama3_scaling_of_the_rotation(tmp_path: Path) -> None:
-    """Frequencies of long waves are divided by 8, those of short waves are kept, as their wavelengths say."""
-    folder = tiny.write_safetensors(tmp_path)
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    _edit(folder / "config.json", rope_scaling=scaling | {"original_max_position_embeddings": 8192})
-    factors = np.array(open_checkpoint(folder).config.rope_factors)
-    wavelengths = 2 * np.pi * 10000.0 ** (np.arange(0, 16, 2) / 16)
-    assert (factors[wavelengths < 8192 / 4] == 1).all()
-    assert (factors[wavelengths > 8192 / 1] == 8).all()
-    between = (wavelengths > 8192 / 4) & (wavelengths < 8192)
-    smooth = (8192 / wavelengths[between] - 1) / 3
-    np.testing.assert_allclose(1 / factors[between], (1 - smooth) / 8 + smooth)
-    assert between.any()
-
-    _edit(folder / "config.json", rope_scaling={"type": "linear", "factor": 4.0})
-    assert set(open_checkpoint(folder).config.rope_factors) == {4.0}
-    cos, sin = open_checkpoint(folder).config.rotary(3)
-    np.testing.assert_allclose(cos[2, 1], np.cos(2 * 10000.0 ** (-1 / 8) / 4), rtol=1e-6)
-    np.testing.assert_allclose(sin[2, 1], np.sin(2 * 10000.0 ** (-1 / 8) / 4), rtol=1e-6)
-
-
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.02, 0.1, 0.4, 0.9, 0.999])
 def test_truncated_gguf(share: float, base: Path, tmp_path: Path) -> None:
     whole = base.read_bytes()
@@ -106,9 +85,13 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
         ({"num_hidden_layers": 1}, "models of the family llama do not have"),
         ({"intermediate_size": 128}, "where its configuration says"),
         ({"num_key_value_heads": 3}, "do not fit together"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "lacks original_max_position_embeddings"),
         ({"tie_word_embeddings": False}, "lacks the tensor lm_head"),
         ({"rms_norm_eps": None}, "makes no sense"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "makes no sense"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1 << 40}}, "sense"),
     ],
 )
 def test_refused_configurations(changes: dict[str, object], message: str, tmp_path: Path) -> None:

@@ -28,15 +28,20 @@ KINDS = {
     "llama": "gpt-2",
     "llama3": "llama-bpe",
     "llama3-tied": "llama-bpe",
+    "llama-yarn": "llama-bpe",
     "mistral": "llama-2",
     "mistral-window": "llama-2",
     "qwen2": "qwen2",
     "qwen2-tied": "qwen2",
     "qwen2-window": "qwen2",
+    "qwen2-yarn": "qwen2",
     "qwen3": "qwen2",
+    "qwen3-yarn": "qwen2",
     "gemma2": "gemma",
     "gemma3": "gemma",
+    "gemma3-images": "gemma",
     "smollm3": "llama-bpe",
+    "smollm3-yarn": "llama-bpe",
     "phi3": "phi-3",
     "phi3-long": "phi-3",
 }
@@ -144,9 +149,9 @@ def test_adapters_of_every_family(family: str, made: Any, tmp_path: Path, monkey
     model, src, path = made(family)
     config = type(model.config).from_pretrained(src)
     fresh = type(model).from_pretrained(src, config=config).float()
-    settings = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", rank_pattern={"o_proj": 2}, use_rslora=True
-    )
+    # llama.cpp looks GELU up in half precision, which is most of what differs from torch and more with every update.
+    where = ".*language_model.*self_attn.*_proj" if family == "gemma3-images" else "all-linear"
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules=where, rank_pattern={"o_proj": 2}, use_rslora=True)
     tuned = peft.get_peft_model(fresh, settings).eval()
     torch.manual_seed(1)
     with torch.no_grad():

@@ -71,6 +71,23 @@ def learn(router: RouterModel) -> None:
         router.head.weight.normal_()
 
 
+def test_the_newer_names_of_a_model_that_sees_images(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    folder = families.save(families.make("gemma3-images"), tmp_path)
+    source = open_checkpoint(folder)
+    before = {name: source.tensor(name) for name in source.config.shapes()}
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    assert any("vision_tower" in name for name in tensors)
+    assert "language_model.model.norm.weight" in tensors  # which are the older, that transformers still writes
+    newer = {name.replace("language_model.model.", "language_model."): each for name, each in tensors.items()}
+    save_file({f"model.{name}": tensor for name, tensor in newer.items()}, file)
+    again = open_checkpoint(folder)
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(again.tensor(name), tensor)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "qwen3", "gemma2", "gemma3", "phi3"])
 def test_quantized_routers_agree_with_their_source(family: str, tmp_path: Path) -> None:
     folder = families.save(families.make(family), tmp_path / "model")

@@ -80,6 +80,10 @@ def test_refused_files(tmp_path: Path) -> None:
     save_file(tensors | {"base_model.model.lm_head.weight": np.zeros((2, 2), np.float32)}, file)
     with pytest.raises(ModelError, match="not a LoRA matrix"):
         read_peft(folder)
+    seeing = {name.replace("model.layers", "model.vision_tower.layers"): tensor for name, tensor in tensors.items()}
+    save_file(seeing, file)
+    with pytest.raises(ModelError, match="not of the language model"):
+        read_peft(folder)
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(ModelError, match="adapter_model"):
         read_peft(folder)

@@ -66,7 +66,7 @@ def _open(path: Path, base: Path | None, scratch: Path) -> Subject:
     name = str(path)
     if not needs_base(path):
         if path.is_dir():
-            return Subject(name, ReferenceRunner(open_checkpoint(path)), _vocabulary(path, scratch))
+            return Subject(name, ReferenceRunner(open_checkpoint(path)), vocabulary_file(path, scratch))
         if _magic(path) == b"GGUF":
             return Subject(name, LlamaRunner(path), path)
         router = RouterRunner(path)
@@ -77,7 +77,7 @@ def _open(path: Path, base: Path | None, scratch: Path) -> Subject:
         if base.is_dir():
             raise UsageError(f"{base} is a folder, and llama.cpp needs a GGUF", f"give the GGUF that {path} is for")
         return Subject(name, LlamaRunner(base, path), base)
-    checkpoint, vocabulary = open_checkpoint(base), _vocabulary(base, scratch)
+    checkpoint, vocabulary = open_checkpoint(base), vocabulary_file(base, scratch)
     if path.is_dir() and not (path / FILE_NAME).is_file():
         merged = merge(checkpoint, in_parts(checkpoint.config, read_peft(path)))
         return Subject(name, ReferenceRunner(merged), vocabulary)
@@ -89,9 +89,12 @@ def _open(path: Path, base: Path | None, scratch: Path) -> Subject:
     return Subject(name, ReferenceRunner(merge(checkpoint, trained.delta), trained.routing), vocabulary)
 
 
-def _vocabulary(path: Path, scratch: Path) -> Path | None:
-    """The model's vocabulary as a GGUF: the file itself, or one made of a folder's tokenizer, if there is one."""
-    if path.is_file():
+def vocabulary_file(path: Path, scratch: Path) -> Path | None:
+    """Return the model's vocabulary as a GGUF: the file itself, or one made in ``scratch`` of a folder's tokenizer.
+
+    The result is None if the folder has none.
+    """
+    if not path.is_dir():
         return path
     if not any((path / name).is_file() for name in _TOKENIZERS):
         return None

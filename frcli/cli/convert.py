@@ -10,7 +10,7 @@ import typer
 from frcli.cli import completion, ui
 from frcli.cli.command import Group
 from frcli.cli.options import Force, Json
-from frcli.errors import DataError, ModelError, UsageError
+from frcli.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from converters.verify import Verification
@@ -64,7 +64,7 @@ RouterBase = Annotated[
 ]
 Vocabulary = Annotated[
     Path | None,
-    typer.Option("--vocab", help="GGUF file with the experts' tokenizer; --base if not given.", show_default=False),
+    typer.Option("--vocab", help="GGUF file with the experts' tokenizer; --base's if not given.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="File to write.", show_default=False)]
 Dtype = Annotated[
@@ -211,10 +211,6 @@ def router(
     """Convert a trained router and its base to ONNX, and compare the two on the same tokens."""
     from frcli.cli.models import build_router
 
-    if base.is_dir() and vocab is None:
-        raise UsageError(
-            f"{base} has no tokenizer that llama.cpp can read", "name an expert's GGUF file with --vocab, too"
-        )
     with ui.working(f"converting {trained.name}"):
         parity = build_router(
             base,

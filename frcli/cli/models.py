@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -14,7 +15,7 @@ from frcli.cli.fit import say_fit
 from frcli.cli.new import EXAMPLES, new
 from frcli.cli.options import Bundle as Name
 from frcli.cli.options import Force, Json
-from frcli.errors import BundleError
+from frcli.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from frcli.bundle import Artifact, Bundle
@@ -211,18 +212,24 @@ def build_router(
 ) -> Any:
     """Convert a trained router to ONNX ``out`` and return the parity.
 
-    ``vocabulary`` is the GGUF file whose tokenizer the router is for, the base itself if not given. ``experts``,
-    ``context`` and ``more`` are those of :func:`converters.router.convert_router`.
+    ``vocabulary`` is the GGUF file whose tokenizer the router is for, that of the base if not given. ``experts``,
+    ``context`` and ``more`` are those of :func:`converters.router.convert_router`. Raises ``UsageError`` for a base
+    without a tokenizer.
     """
     from converters.router import convert_router
+    from converters.subject import vocabulary_file
     from frcli.sources.llama import LlamaModel
     from frcli.tokens import vocabulary_hash
 
-    model = LlamaModel(vocabulary or base, vocab_only=True)
-    try:
-        digest = vocabulary_hash(model.texts())
-    finally:
-        model.close()
+    with TemporaryDirectory() as scratch:
+        file = vocabulary or vocabulary_file(base, Path(scratch))
+        if file is None:
+            raise UsageError(f"{base} has no tokenizer", "name an expert's GGUF file with --vocab, too")
+        model = LlamaModel(file, vocab_only=True)
+        try:
+            digest = vocabulary_hash(model.texts())
+        finally:
+            model.close()
     return convert_router(base, out, trained, experts, precision, context, digest, force=force, **more)
 
 

@@ -215,11 +215,13 @@ def test_convert_router_from_safetensors(frcli: Run, tmp_path: Path) -> None:
     assert (refused.code, "--vocab" in refused.err) == (2, True)
 
     models = []
-    for name, source in (("folder", ("--base", base, "--vocab", expert)), ("file", ("--base", expert))):
+    whole = vocabularies.write_plain_tokenizer(tiny.write_safetensors(tmp_path / "whole"))
+    named = ("--base", base, "--vocab", expert)
+    for name, source in (("folder", named), ("whole", ("--base", whole)), ("file", ("--base", expert))):
         out = tmp_path / f"{name}.onnx"
         ran = frcli(*command, *source, "-o", out)
         assert ran.code == 0, ran.err
         models.append({entry.key: entry.value for entry in onnx.load(out).metadata_props})
-    folder, file = models
-    assert folder["frcli.vocabulary"] == file["frcli.vocabulary"] != ""
+    folder, with_tokenizer, file = models
+    assert folder["frcli.vocabulary"] == with_tokenizer["frcli.vocabulary"] == file["frcli.vocabulary"] != ""
     assert folder["frcli.context"] == file["frcli.context"]

@@ -30,9 +30,13 @@ _ACTIVATIONS = {"silu": SILU, "gelu_pytorch_tanh": GELU}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Tensors that some checkpoints hold although they follow from the configuration.
 _DERIVED = ("rotary_emb.inv_freq",)
-# In models that also see images: what of them is not the language model, and where that is (the newer names last).
+# In models that also see images: what of them is not the language model, and where that is (the newer name first).
 _SEEING = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-_INSIDE = re.compile(r"language_model\.(?=model\.|lm_head\.)|(?<=^model\.)language_model\.")
+LANGUAGE_NAMES = {
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
 # What transformers takes for granted about a Gemma-3 that sees images; its config.json has only what is otherwise.
 _GEMMA3_DEFAULTS = {
     "hidden_size": 2304,
@@ -107,7 +111,9 @@ def shards(path: Path) -> dict[str, Path]:
 
 def language_name(name: str) -> str:
     """Return a tensor's or module's name as it is in a model that does not see images."""
-    return _INSIDE.sub("", name, count=1)
+    for inside, plain in LANGUAGE_NAMES.items():
+        name = re.sub(inside, plain, name)
+    return name
 
 
 def sees_images(name: str) -> bool:

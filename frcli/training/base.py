@@ -20,9 +20,6 @@ ROUTER_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"
 # Phi-3 has some of them in one: what each joins, in order.
 JOINT_MODULES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
-# Where a Gemma-3 that sees images keeps its language model; the newer name first.
-_TEXT_ONLY = {r"^model\.language_model\.": "model.", r"^language_model\.model\.": "model."}
-
 
 def require(*modules: str) -> None:
     """Raise ``MissingExtra`` unless all ``modules`` can be imported."""
@@ -57,6 +54,8 @@ def load_base(path: Path, hardware: Hardware, *, full: bool = False) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.utils import logging
 
+    from converters.hugging import LANGUAGE_NAMES
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(hardware.threads)
@@ -71,7 +70,7 @@ def load_base(path: Path, hardware: Hardware, *, full: bool = False) -> Any:
                 str(place),
                 gguf_file=file,
                 config=config,
-                key_mapping=_TEXT_ONLY if config.model_type == "gemma3_text" else None,
+                key_mapping=LANGUAGE_NAMES if config.model_type == "gemma3_text" else None,
                 dtype=torch.float32 if full or hardware.device == "cpu" else torch.bfloat16,
                 attn_implementation=attention,
                 use_safetensors=True,

@@ -17,7 +17,9 @@ so that every arithmetic answer ends in the line ``#### N``.
 from __future__ import annotations
 
 import json
+import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,8 @@ class Encoded:
 
 
 def read_examples(spec: str) -> list[Example]:
-    """The examples of ``PATH`` or ``PATH@START:STOP`` (rows counted from 0, as in a slice), in the file's order.
+    """The examples of ``PATH`` or ``PATH@START:STOP`` (rows counted from 0, as in a slice), in the file's order, with
+    ``*WEIGHT`` behind it each so many times (see :func:`read_rows`).
 
     ``SPEC+SPEC`` joins their rows one by one, as far as both go: two questions in one prompt, which needs both domains.
     Raises ``DataError`` naming file and line for a row that is not JSON or of no known shape.
@@ -82,9 +85,12 @@ def read_pairs(spec: str) -> list[Pair]:
 def read_rows(spec: str) -> list[tuple[dict[str, Any], str]]:
     """The rows as they are, and where each stands (``FILE:LINE``), of the same PATH; raises ``DataError`` for what is
     no JSON object.
+
+    ``SPEC*WEIGHT`` has every row so many times: 2.5 is all of them twice and half of them, always the same, once more.
     """
-    path, start, stop = _bounds(spec)
-    rows = []
+    unweighted, weight = _weight(spec)
+    path, start, stop = _bounds(unweighted)
+    rows: list[tuple[dict[str, Any], str]] = []
     try:
         with Path(path).open(encoding="utf-8") as lines:
             for number, line in enumerate(lines):
@@ -96,7 +102,16 @@ def read_rows(spec: str) -> list[tuple[dict[str, Any], str]]:
         raise DataError(f"cannot read {path}: {error}", "give a file of JSON lines") from None
     if not rows:
         raise DataError(f"{spec} holds no rows", "look at the numbers behind the @")
-    return rows
+    times, part = divmod(weight, 1)
+    some = sorted(random.Random(0).sample(range(len(rows)), round(part * len(rows))))
+    return rows * int(times) + [rows[index] for index in some]
+
+
+def _weight(spec: str) -> tuple[str, float]:
+    match = re.fullmatch(r"(.+)\*(\d+|\d*\.\d+)", spec)
+    if not match or Path(spec).exists():
+        return spec, 1.0
+    return match[1], float(match[2])
 
 
 def _bounds(spec: str) -> tuple[str, int, int | None]:
@@ -237,15 +252,19 @@ def _encoded(example: Example, tokenizer: Tokenizer, template: ChatTemplate, lim
 def encode_pairs(
     pairs: Sequence[Pair], tokenizer: Tokenizer, template: ChatTemplate, limit: int
 ) -> list[tuple[Encoded, Encoded]]:
-    """Both answers of each pair as :func:`encode_examples` makes them; pairs whose prompt is too long are left out."""
+    """Both answers of each pair as :func:`encode_examples` makes them, but none that is cut: pairs with an answer that
+    is too long are left out, since what is compared are sums over whole answers.
+    """
     both = []
     for pair in pairs:
         right, wrong = (
-            _encoded(Example(pair.prompt, answer), tokenizer, template, limit)
+            _encoded(Example(pair.prompt, answer), tokenizer, template, sys.maxsize)
             for answer in (pair.chosen, pair.rejected)
         )
-        if right is not None and wrong is not None:
+        if right is None or wrong is None:
+            continue
+        if max(len(each.prompt) + len(each.answer) for each in (right, wrong)) <= limit:
             both.append((right, wrong))
     if not both:
-        raise DataError(f"no prompt of {len(pairs)} pairs is shorter than {limit} tokens", "raise --max-length")
+        raise DataError(f"none of {len(pairs)} pairs has at most {limit} tokens", "raise --max-length")
     return both

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from frcli.errors import DataError
-from frcli.examples import Example, Pair, encode_examples, read_examples, read_pairs
+from frcli.examples import Example, Pair, encode_examples, encode_pairs, read_examples, read_pairs
 
 
 def written(folder: Path, *rows: object) -> str:
@@ -144,3 +144,27 @@ def test_rows_of_two_files_are_joined(tmp_path: Path) -> None:
     third = written(one, *({"prompt": x, "answer": x} for x in "xyz"))
     assert [each.prompt for each in read_examples(f"{third}@1:+{third}")] == ["y\n\nx", "z\n\ny"]
     assert read_examples(f"{third}@0:1+{third}@2:3") == [Example("x\n\nz", "x\n\nz")]
+
+
+def test_weights(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": str(i), "answer": "x"}) + "\n" for i in range(10)))
+    twice = [each.prompt for each in read_examples(f"{path}@0:3*2")]
+    assert twice == ["0", "1", "2", "0", "1", "2"]
+    some = [int(each.prompt) for each in read_examples(f"{path}*.4")]
+    assert len(some) == 4 and some == sorted(set(some))
+    more = [int(each.prompt) for each in read_examples(f"{path}*1.4")]
+    assert more == [*range(10), *some]
+    assert read_examples(f"{path}*0") == []
+    named = tmp_path / "rows.jsonl*2"
+    named.write_text(json.dumps({"prompt": "a file", "answer": "x"}) + "\n")
+    assert [each.prompt for each in read_examples(str(named))] == ["a file"]
+
+
+def test_pairs_with_an_answer_that_would_be_cut_are_left_out() -> None:
+    tool = Characters()
+    pairs = [Pair("a", "yes", "no"), Pair("a", "yes " * 50, "no"), Pair("a", "no", "yes " * 50)]
+    ((right, wrong),) = encode_pairs(pairs, tool, tool, 60)
+    assert ["".join(map(chr, each.answer)) for each in (right, wrong)] == ["yes|", "no|"]
+    with pytest.raises(DataError, match="none of 2 pairs has at most 60 tokens"):
+        encode_pairs(pairs[1:], tool, tool, 60)

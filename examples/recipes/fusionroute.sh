@@ -11,10 +11,11 @@
 #   WORK            where everything goes
 #   DEVICE          cuda, cpu
 #   SAMPLES, PAIRS  rows of PerfectBlend, pairs of OpenHermesPreferences; or files of rows: DATA, PREFERENCES
+#   RATE            learning rate; the paper has 1e-5 for all weights, where a LoRA, which begins at zero, needs more
 #   TRAIN           more options of frcli train router
 
 set -eu
-: "${QUANT:=Q8_0}" "${WORK:=$NAME}" "${DEVICE:=cuda}" "${SAMPLES:=5000}" "${PAIRS:=2500}" "${TRAIN:=}"
+: "${QUANT:=Q8_0}" "${WORK:=$NAME}" "${DEVICE:=cuda}" "${SAMPLES:=5000}" "${PAIRS:=2500}" "${RATE:=1e-4}" "${TRAIN:=}"
 : "${DATA:=$WORK/perfectblend.jsonl}" "${PREFERENCES:=$WORK/preferences.jsonl}"
 HERE=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$WORK"
@@ -40,16 +41,17 @@ done
 [ -e "$DATA" ] || python "$HERE/rows.py" perfectblend "$SAMPLES" "$DATA"
 [ -e "$PREFERENCES" ] || python "$HERE/rows.py" preferences "$PAIRS" "$PREFERENCES"
 
-# 3. Phase 1: L_LM + 1/3 L_expert (equation 2). Phase 2: CDPO on the pairs, mixed with as many rows (algorithm 1).
+# 3. Phase 1: L_LM + 1/3 L_expert (equation 2). Phase 2: CDPO on the pairs, mixed with the rows (algorithm 1), of which the
+#    experts have said already what they say.
 router() { # FOLDER OPTIONS
     out=$1
     shift
     # shellcheck disable=SC2086
-    [ -e "$out/router.safetensors" ] || frcli train router --base "$WORK/general.gguf" --router "$ROUTER" $NAMES -o "$out" \
-        --objective sft --learning-rate 1e-5 --device "$DEVICE" $TRAIN "$@"
+    [ -e "$out/router.safetensors" ] || frcli train router --base "$WORK/general.gguf" --router "$ROUTER" $NAMES -o "$out" --rows "$WORK/rows" \
+        --objective sft --learning-rate "$RATE" --device "$DEVICE" $TRAIN "$@"
 }
 router "$WORK/sft" --data "$DATA"
-router "$WORK/cdpo" --data "$DATA@0:$PAIRS" --pairs "$PREFERENCES" --beta 0.1 --start "$WORK/sft"
+router "$WORK/cdpo" --data "$DATA" --pairs "$PREFERENCES" --beta 0.1 --start "$WORK/sft"
 
 # 4. A bundle of it.
 [ -e "$WORK/router.onnx" ] || frcli convert router --base "$ROUTER" --trained "$WORK/cdpo" --vocab "$WORK/general.gguf" -o "$WORK/router.onnx"

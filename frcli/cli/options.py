@@ -59,8 +59,8 @@ Data = Annotated[
     list[str],
     typer.Option(
         "--data",
-        metavar="PATH[@START:STOP]",
-        help="JSON lines, or a slice of their rows; repeatable, a file given twice counts twice.",
+        metavar="PATH[@START:STOP][*WEIGHT]",
+        help="JSON lines, or a slice of their rows, *2 for twice, *0.5 for half of them; repeatable.",
     ),
 ]
 Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 is one for each physical core.")]

@@ -83,6 +83,12 @@ def expert(
     data: Data,
     out: Out,
     rank: Rank = 16,
+    modules: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Linear layers that learn; more of them learn more, and cost more of each token."
+        ),
+    ] = "q_proj,v_proj,up_proj,down_proj",
     epochs: Epochs = 1,
     learning_rate: Rate = 1e-3,
     batch_tokens: Budget = 1536,
@@ -95,13 +101,17 @@ def expert(
     dry_run: DryRun = False,
 ) -> None:
     """Train a LoRA expert on the answers of one domain's examples; the result is a PEFT adapter in OUT."""
-    from frcli.training.base import EXPERT_MODULES, Hardware
+    from frcli.errors import UsageError
+    from frcli.training.base import ROUTER_MODULES, Hardware
     from frcli.training.loop import Schedule
 
+    chosen = tuple(part.strip() for part in modules.split(","))
+    if unknown := [part for part in chosen if part not in ROUTER_MODULES]:
+        raise UsageError(f"--modules: there is no {unknown[0]!r}", f"there are {', '.join(ROUTER_MODULES)}")
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
     examples, _ = _prepare(base, data, max_length, schedule)
     if dry_run:
-        _say_cost(base, examples, schedule, EXPERT_MODULES, rank)
+        _say_cost(base, examples, schedule, chosen, rank, save_memory=save_memory)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
@@ -110,7 +120,9 @@ def expert(
     _refuse_finished(out / "adapter_config.json")
     hardware = Hardware(threads or physical_cores(), device, save_memory)
     with training_progress() as report:
-        train_expert(base, examples, out, rank=rank, schedule=schedule, hardware=hardware, report=report)
+        train_expert(
+            base, examples, out, rank=rank, schedule=schedule, hardware=hardware, report=report, modules=chosen
+        )
     typer.echo(f"wrote {out}; convert it with: frcli convert adapter {out} --base {base} -o NAME.gguf", err=True)
 
 
@@ -176,7 +188,7 @@ def router(
         list[str] | None,
         typer.Option(
             "--pairs",
-            metavar="PATH[@START:STOP]",
+            metavar="PATH[@START:STOP][*WEIGHT]",
             help="Rows of prompt, chosen and rejected: adds CDPO, from the router of --start on; repeatable.",
             show_default=False,
         ),
@@ -195,6 +207,17 @@ def router(
         typer.Option(metavar="ONNX", help="A router to distill from, such as one of full depth.", show_default=False),
     ] = None,
     distill: Annotated[float, typer.Option(min=0, help="Weight of the divergence from the teacher.")] = 1.0,
+    fit_head: Annotated[
+        bool, typer.Option(help="Fit the routing head to its end afterwards; the paper keeps it as it was trained.")
+    ] = True,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the experts' rows are kept, for several trainings; else OUT/rows.",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Epochs = 1,
     learning_rate: Rate = 1e-3,
     batch_tokens: Budget = 1536,
@@ -249,7 +272,19 @@ def router(
     if dry_run:
         both = [answer for pair in encoded for answer in pair]
         modules = None if full else ROUTER_MODULES
-        _say_cost(model or base, [*examples, *both], schedule, modules, rank, layers, len(examples))
+        losses = 1 + (objective == "fused") + 2 * bool(pairs)
+        _say_cost(
+            model or base,
+            [*examples, *both],
+            schedule,
+            modules,
+            rank,
+            layers=layers,
+            single=len(examples),
+            losses=losses,
+            save_memory=save_memory,
+        )
+        _say_asking(list(named), examples, both)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
@@ -263,7 +298,7 @@ def router(
             named,
             examples,
             out,
-            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, first, distill, full),
+            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, first, distill, full, fit_head),
             schedule=schedule,
             hardware=Hardware(threads or physical_cores(), device, save_memory),
             report=report,
@@ -272,6 +307,7 @@ def router(
             start=start,
             teacher=teacher,
             model=model,
+            rows=rows,
         )
     source = out / "model" if full else model or base
     vocab = f" --vocab {base}" if source.is_dir() else ""
@@ -323,8 +359,11 @@ def _say_cost(
     schedule: Schedule,
     modules: Sequence[str] | None,
     rank: int,
+    *,
     layers: int = 0,
     single: int | None = None,
+    losses: int = 0,
+    save_memory: bool = False,
 ) -> None:
     from frcli.cli.ui import size
     from frcli.sources.devices import available_memory
@@ -332,9 +371,26 @@ def _say_cost(
     from frcli.training.estimate import estimate
 
     units = None if single is None else pair_units(single, len(examples))
-    cost = estimate(base, examples, schedule, modules, rank, layers=layers, units=units)
+    cost = estimate(
+        base, examples, schedule, modules, rank, layers=layers, units=units, losses=losses, save_memory=save_memory
+    )
     memory, minutes = f"{size(cost.memory)} of memory ({size(available_memory())} are free)", cost.seconds / 60
-    typer.echo(f"about {memory} and {minutes:.0f} minutes, without the experts' own reading", err=True)
+    typer.echo(f"about {memory} and {minutes:.0f} minutes to train on this processor", err=True)
+
+
+def _say_asking(experts: list[str], examples: list[Encoded], answers: list[Encoded]) -> None:
+    """What the experts are asked before: each different text once."""
+    from frcli.cli.ui import size
+    from frcli.training.known import BYTES, distinct
+
+    different, both = distinct(examples)[0], distinct(answers)[0]
+    read = sum(len(each.prompt) + len(each.answer) for each in [*different, *both])
+    kept = sum(len(each.answer) for each in different) * BYTES * len(experts)
+    typer.echo(
+        f"before that each of {', '.join(experts)} reads {len(different) + len(both)} texts of {read} tokens, "
+        f"and {size(kept)} of what they say are kept",
+        err=True,
+    )
 
 
 def _refuse_finished(file: Path) -> None:

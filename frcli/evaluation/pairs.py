@@ -60,7 +60,8 @@ def make_pairs(
     counts: Counts,
     report: Callable[[int], None],
 ) -> Iterator[Pair]:
-    """A pair for each question that the bundle answers wrongly at least once in ``samples`` answers of ``most`` tokens.
+    """A pair for each question that the bundle answers wrongly at least once in ``samples`` answers of ``most`` tokens,
+    in the questions' order, however the answers came.
 
     The right answer is the bundle's own where it has one, else the data's (``gold``), the wrong one the first that is.
     Answers are kept in the ``journal``; ``report(done)`` counts questions. Sample i of question q has the seed ``q *
@@ -68,15 +69,10 @@ def make_pairs(
     """
     setting = [engine.setting, samples, most, repr(sampling)]
     keys = [key_of(setting, number, question.example.prompt) for number, question in enumerate(questions)]
-    todo: list[int] = []
-    done = 0
-    for number, key in enumerate(keys):
-        if (entry := journal.get(key)) is None:
-            todo.append(number)
-            continue
-        done += 1
-        report(done)
-        yield from _pair(questions[number], entry["answers"], counts)
+    found = {number: entry["answers"] for number, key in enumerate(keys) if (entry := journal.get(key)) is not None}
+    todo = [number for number in range(len(questions)) if number not in found]
+    if found:
+        report(len(found))
 
     def requests() -> Iterator[Request]:
         for number in todo:
@@ -91,12 +87,12 @@ def make_pairs(
         answers = written.setdefault(number, {})
         answers[sample] = _text(outcome)
         if len(answers) == samples:
-            ordered = [answers[i] for i in range(samples)]
+            found[number] = [answers[i] for i in range(samples)]
             del written[number]
-            done += 1
-            report(done)
-            journal.put(keys[number], {"answers": ordered})
-            yield from _pair(questions[number], ordered, counts)
+            report(len(found))
+            journal.put(keys[number], {"answers": found[number]})
+    for number, question in enumerate(questions):
+        yield from _pair(question, found[number], counts)
 
 
 def _text(outcome: Answer | FrcliError) -> str | None:

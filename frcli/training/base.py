@@ -77,6 +77,9 @@ def load_base(path: Path, hardware: Hardware, *, full: bool = False) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"transformers cannot read {path}: {error}") from None
+    if file is not None:  # its numbers are plain ones now, which transformers would refuse to save
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
     model.requires_grad_(False)
     if hardware.save_memory:
         # The newer name; the older one goes with transformers 6.

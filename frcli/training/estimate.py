@@ -37,6 +37,8 @@ def estimate(
     *,
     layers: int = 0,
     units: Sequence[Sequence[int]] | None = None,
+    losses: int = 0,
+    save_memory: bool = False,
     flops: float | None = None,
 ) -> Estimate:
     """The cost of training a LoRA of ``rank`` on ``modules`` of a base of which ``layers`` are kept (0: all), or (None)
@@ -44,8 +46,9 @@ def estimate(
 
     A token costs 2 operations a weight forwards and 2 backwards, and 2 more where the weight has a gradient of its own;
     logits only where an answer is. Memory holds the weights in float32, four numbers for each that is trained, what the
-    layers keep for the way back, and three times the logits. ``flops`` are those of this machine, measured if not
-    given.
+    layers keep for the way back (with ``save_memory`` what goes into them, and the values inside of one), and four
+    times the logits, once more for each of so many ``losses`` beside the likelihood. ``flops`` are those of this
+    machine, measured if not given.
     """
     config = open_checkpoint(base).config
     depth = layers or config.layers
@@ -62,15 +65,17 @@ def estimate(
     steps = plan(examples, schedule, units)
     longest = max(make_batch(examples, step, schedule.pack).ids.size for step in steps)
     answers = max(sum(len(examples[i].answer) for i in step) for step in steps)
-    per_token = depth * (14 * config.hidden + 4 * config.intermediate)
+    inside = 14 * config.hidden + 4 * config.intermediate
+    per_token = depth * config.hidden + inside if save_memory else depth * inside
     frozen = 0 if modules is None else table * (1 if config.tied else 2) + inner
-    memory = _FLOAT * (frozen + 4 * trained + longest * per_token + 3 * answers * config.vocab)
+    memory = _FLOAT * (frozen + 4 * trained + longest * per_token + (4 + losses) * answers * config.vocab)
     tokens = sum(len(examples[i].prompt) + len(examples[i].answer) for step in steps for i in step)
     rows = sum(len(examples[i].answer) for step in steps for i in step)
     if modules is None:
         work = 6.0 * (inner * tokens + table * rows)
     else:
         work = 4.0 * (inner + trained) * tokens + 4.0 * table * rows
+    work += 2.0 * inner * tokens if save_memory else 0.0  # the layers once more
     return Estimate(memory + _OVERHEAD, work / (flops or machine_flops()))
 
 

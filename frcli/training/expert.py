@@ -34,8 +34,9 @@ def train_expert(
     schedule: Schedule,
     hardware: Hardware,
     report: Callable[[Progress], None],
+    modules: Sequence[str] = EXPERT_MODULES,
 ) -> None:
-    """Train a LoRA expert on ``base`` and write it to the folder ``out`` in PEFT's format.
+    """Train a LoRA expert on these linear ``modules`` of ``base`` and write it to the folder ``out`` in PEFT's format.
 
     A run that was cut off goes on from ``out``/checkpoint.pt with the same arguments.
     """
@@ -43,14 +44,15 @@ def train_expert(
     import torch
 
     torch.manual_seed(schedule.seed)
-    expert = add_lora(model, EXPERT_MODULES, rank)
+    expert = add_lora(model, modules, rank)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
 
     def loss_of(batch: Batch) -> dict[str, Any]:
         return {"loss": answer_loss(expert, batch)}
 
-    run = fingerprint([base], examples, rank, schedule)
+    others = () if tuple(modules) == EXPERT_MODULES else (tuple(modules),)
+    run = fingerprint([base], examples, rank, schedule, *others)
     fit(expert.parameters(), loss_of, examples, schedule, checkpoint, run, report)
     # The folder of the base on this machine is of no use to anybody else.
     expert.peft_config["default"].base_model_name_or_path = base.name

@@ -18,7 +18,6 @@ def fit_head(
     weight: NDArray[np.float32],
     hidden: NDArray[np.float32],
     nll: NDArray[np.float32],
-    disagree: NDArray[np.bool_],
     importance: NDArray[np.float32],
     *,
     decay: float = 1e-3,
@@ -26,17 +25,17 @@ def fit_head(
 ) -> NDArray[np.float32]:
     """The head, float32 [experts, hidden], that minimises the routing loss, starting from ``weight``.
 
-    The loss is FusionRoute's ``L_expert``: ``sum_t importance_t sum_i softmax(W h_t)[i] NLL_i(t)`` over the tokens
-    where ``disagree``, with importances that are made to sum to 1, plus ``decay * |W|^2``. ``hidden`` is float32
-    [tokens, hidden], ``nll`` float32 [experts, tokens], ``disagree`` and ``importance`` are [tokens]. A head is
-    returned as it came when the experts agree everywhere.
+    The loss is FusionRoute's ``L_expert``: ``sum_t importance_t sum_i softmax(W h_t)[i] NLL_i(t)``, with importances
+    that are made to sum to 1, plus ``decay * |W|^2``. ``hidden`` is float32 [tokens, hidden] and ``nll`` float32
+    [tokens, experts], of tokens where the experts disagree, ``importance`` [tokens]. A head is returned as it came when
+    there are none.
     """
     import torch
 
-    if not disagree.any():
+    if not len(hidden):
         return weight
-    states, costs = torch.from_numpy(hidden[disagree]), torch.from_numpy(nll.T[disagree])
-    share = torch.from_numpy(importance[disagree] / importance[disagree].sum())
+    states, costs = torch.from_numpy(hidden), torch.from_numpy(nll)
+    share = torch.from_numpy(importance / importance.sum())
     head = torch.from_numpy(weight.copy()).requires_grad_(True)
     optimizer = torch.optim.LBFGS([head], max_iter=iterations, line_search_fn="strong_wolfe")
 

@@ -30,10 +30,11 @@ from frcli.fusion.likelihood import log_normalizer
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Feed, Logits, LogitSource
-from frcli.tokens import vocabulary_hash
+from frcli.tokens import explain_difference, vocabulary_hash
 from frcli.training.loop import fingerprint
 
 _STRATA = ((0, 128, 128), (128, 1024, 96), (1024, None, 32))  # first rank, last rank, how many are kept
+BYTES = 6 * sum(kept for _, _, kept in _STRATA)  # for one token of one expert
 _BLOCK = 64  # rows that are asked for at once
 _SAVE_EVERY = 20  # examples
 
@@ -44,6 +45,7 @@ class KnownRows:
 
     ``ids`` int32 and ``logp`` float16 [tokens, kept] are the kept tokens and their log-probs, which ``weight`` float32
     [kept] counts; ``gold`` float32 [tokens] is the log-prob of the right token, ``best`` int32 [tokens] the likeliest.
+    Where only the right token's was asked for, nothing else is kept.
     """
 
     ids: NDArray[np.int32]
@@ -51,6 +53,23 @@ class KnownRows:
     gold: NDArray[np.float32]
     best: NDArray[np.int32]
     weight: NDArray[np.float32]
+
+
+def distinct(examples: Sequence[Encoded]) -> tuple[list[Encoded], list[slice]]:
+    """The different ones among the examples, in their order, and for each of ``examples`` where its answer tokens are
+    among those of these.
+    """
+    different: dict[tuple[tuple[int, ...], tuple[int, ...]], slice] = {}
+    first: list[Encoded] = []
+    spans, end = [], 0
+    for example in examples:
+        key = tuple(example.prompt), tuple(example.answer)
+        if key not in different:
+            different[key] = slice(end, end + len(example.answer))
+            end += len(example.answer)
+            first.append(example)
+        spans.append(different[key])
+    return first, spans
 
 
 def strata(width: int) -> list[tuple[int, int, int]]:
@@ -102,26 +121,33 @@ def known_rows(
     threads: int,
     report: Callable[[str, int, int], None],
     gpu_layers: int = 0,
+    *,
+    gold_only: bool = False,
 ) -> dict[str, KnownRows]:
     """Every expert's rows: those of the GGUF ``base`` with its GGUF adapter, of a GGUF model of its own, or (None) of
     the base itself.
 
-    They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. ``gpu_layers`` is
-    passed to llama.cpp (untested). ``report(name, done,
-    total)`` counts examples.
+    They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. With ``gold_only`` no more
+    is kept than the right token's log-prob and the likeliest token. ``gpu_layers`` is passed to llama.cpp (untested).
+    ``report(name, done, total)`` counts examples. Raises ``ModelError`` for a model of another tokenizer than the
+    base's.
     """
     found = {}
-    width, _ = _vocabulary(base)
+    texts = _texts(base)
+    kept = () if gold_only else _STRATA
     for name, file in experts.items():
         whole = base if file is None or is_adapter(file) else file
         adapter = None if whole == file else file
         files = [whole] if adapter is None else [whole, adapter]
-        place = folder / f"{name}-{fingerprint(files, examples, _STRATA)[:16]}"
+        place = folder / f"{name}-{fingerprint(files, examples, kept)[:16]}"
         if not place.is_dir():
+            if whole != base:
+                difference = explain_difference(str(base), texts, str(whole), _texts(whole))
+                if difference:
+                    raise ModelError(difference, "experts must share the base's tokenizer")
             with _expert(whole, adapter, examples, threads, gpu_layers) as source:
-                if source.width < width:
-                    raise ModelError(f"{whole} has {source.width} tokens, and {base} {width}", "they must share them")
-                _write(source, width, examples, place, partial(_count, report, name, len(examples)))
+                count = partial(_count, report, name, len(examples))
+                _write(source, len(texts), examples, place, count, gold_only)
         found[name] = _read(place)
     return found
 
@@ -141,9 +167,9 @@ def teacher_rows(
     if not place.is_dir():
         source = OnnxRouter(router, context=_longest(examples), threads=threads)
         try:
-            if source.vocabulary != _vocabulary(base)[1]:
+            if source.vocabulary != vocabulary_hash(_texts(base)):
                 raise ModelError(f"{router} was made for another tokenizer than {base}", "use a router of its family")
-            _write(source, source.width, examples, place, partial(_count, report, "the teacher", len(examples)))
+            _write(source, source.width, examples, place, partial(_count, report, "the teacher", len(examples)), False)
         finally:
             source.close()
     return _read(place)
@@ -157,11 +183,11 @@ def _longest(examples: Sequence[Encoded]) -> int:
     return max(len(example.prompt) + len(example.answer) for example in examples)
 
 
-def _vocabulary(base: Path) -> tuple[int, str]:
-    """How many tokens the vocabulary of a GGUF has, and its hash."""
+def _texts(base: Path) -> list[bytes]:
+    """What the tokens of a GGUF say."""
     model = LlamaModel(base, vocab_only=True)
     try:
-        return model.size, vocabulary_hash(model.texts())
+        return model.texts()
     finally:
         model.close()
 
@@ -189,24 +215,34 @@ def _read(place: Path) -> KnownRows:
 
 
 def _write(
-    source: LogitSource, width: int, examples: Sequence[Encoded], place: Path, report: Callable[[int], None]
+    source: LogitSource,
+    width: int,
+    examples: Sequence[Encoded],
+    place: Path,
+    report: Callable[[int], None],
+    gold_only: bool,
 ) -> None:
     """Write a source's rows beside their place, and rename them when they are whole."""
     beside = place.with_name(f"{place.name}.part")
     beside.mkdir(parents=True, exist_ok=True)
-    _score(source, width, examples, beside, report)
+    _score(source, width, examples, beside, report, gold_only)
     (beside / "done.json").unlink(missing_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     beside.replace(place)
 
 
 def _score(
-    source: LogitSource, width: int, examples: Sequence[Encoded], folder: Path, report: Callable[[int], None]
+    source: LogitSource,
+    width: int,
+    examples: Sequence[Encoded],
+    folder: Path,
+    report: Callable[[int], None],
+    gold_only: bool,
 ) -> None:
-    tokens, count = sum(len(example.answer) for example in examples), len(weights(width))
+    tokens, weight = sum(len(example.answer) for example in examples), weights(width)[: 0 if gold_only else None]
     shapes: dict[str, tuple[Any, tuple[int, ...]]] = {
-        "ids": (np.int32, (tokens, count)),
-        "logp": (np.float16, (tokens, count)),
+        "ids": (np.int32, (tokens, len(weight))),
+        "logp": (np.float16, (tokens, len(weight))),
         "gold": (np.float32, (tokens,)),
         "best": (np.int32, (tokens,)),
     }
@@ -217,16 +253,18 @@ def _score(
         name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, dtype=kind, shape=shape)
         for name, (kind, shape) in shapes.items()
     }
-    np.save(folder / "weight.npy", weights(width))
+    np.save(folder / "weight.npy", weight)
     at = sum(len(example.answer) for example in examples[:first])
     for number in range(first, len(examples)):
         random = np.random.default_rng(number)  # so that a run that was cut off draws the same
+        begin = at
         for target, row in zip(examples[number].answer, answer_rows(source, width, examples[number]), strict=True):
-            arrays["ids"][at], arrays["logp"][at] = keep(row, random)
+            if not gold_only:
+                arrays["ids"][at], arrays["logp"][at] = keep(row, random)
             arrays["gold"][at] = row[target] - log_normalizer(row[None])[0]
-            arrays["best"][at] = arrays["ids"][at][0]
+            arrays["best"][at] = row.argmax()
             at += 1
-        if not np.isfinite(arrays["gold"][at - 1]):
+        if not np.isfinite(arrays["gold"][begin:at]).all():
             raise ModelError("an expert gives logits that are not finite", "convert it again")
         report(number + 1)
         if (number + 1) % _SAVE_EVERY == 0:

@@ -33,7 +33,8 @@ class Recipe:
     NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
     which with ``gate`` a head gives for each token. ``beta`` is that of CDPO. ``layers`` is how many of the base's
     layers are kept, 0 for all: the ``first`` ones or those without which most is lost. ``distill`` is the weight of the
-    divergence from a teacher, if there is one. ``full`` trains all weights instead of a LoRA of ``rank``.
+    divergence from a teacher, if there is one. ``full`` trains all weights instead of a LoRA of ``rank``. With
+    ``fit_head`` the routing head is fitted to its end afterwards, which the paper does not do.
     """
 
     objective: str = SFT
@@ -47,6 +48,7 @@ class Recipe:
     first: bool = False
     distill: float = 1.0
     full: bool = False
+    fit_head: bool = True
 
     @property
     def decoding_gamma(self) -> float:

@@ -18,30 +18,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frcli.errors import ModelError
 from frcli.examples import Encoded
 from frcli.training import objectives
 from frcli.training.base import Hardware
 from frcli.training.batches import Batch, calibration_tokens, make_batch, pair_units, plan_epoch
 from frcli.training.depth import chosen_layers
 from frcli.training.head import fit_head
-from frcli.training.known import KnownRows, known_rows, teacher_rows
+from frcli.training.known import KnownRows, distinct, known_rows, teacher_rows
 from frcli.training.loop import Progress, Schedule, fingerprint, fit
 from frcli.training.model import FUSED, SCALE, SFT, Recipe, RouterModel
 
+_FITTED = 1 << 28  # numbers of hidden states from which the routing head is fitted
+
 
 class Known:
-    """The experts' rows of all rows that are trained on, by example."""
+    """What the experts say of the examples' answer tokens, and of the answers of pairs only the right tokens'."""
 
     def __init__(
         self,
         rows: Mapping[str, KnownRows],
-        examples: Sequence[Encoded],
+        spans: Sequence[slice],
         teacher: KnownRows | None = None,
         device: str = "cpu",
+        pair_rows: Mapping[str, KnownRows] | None = None,
+        pair_spans: Sequence[slice] = (),
     ) -> None:
+        """``spans`` are where the tokens of each example are in the rows, as :func:`known.distinct` says."""
         self._rows, self._teacher, self._device = list(rows.values()), teacher, device
-        ends = np.cumsum([len(example.answer) for example in examples])
-        self._spans = [slice(int(end) - len(e.answer), int(end)) for e, end in zip(examples, ends, strict=True)]
+        self._pairs = list((pair_rows or {}).values())
+        self._spans, self._pair_spans = spans, pair_spans
 
     def kept(self, indices: Sequence[int]) -> objectives.Kept:
         """Those of the answer tokens of the examples at ``indices``, one behind the other."""
@@ -60,6 +66,12 @@ class Known:
             self._here(stacked("gold")),
             self._here(np.any(best != best[:, :1], axis=1)),
         )
+
+    def gold(self, numbers: Sequence[int]) -> Any:
+        """Every expert's log-prob of the tokens of the pairs' answers at ``numbers``, float32 [tokens, experts]."""
+        spans = [self._pair_spans[number] for number in numbers]
+        found = [np.concatenate([rows.gold[span] for span in spans]) for rows in self._pairs]
+        return self._here(np.stack(found, axis=1))
 
     def _here(self, array: NDArray[Any]) -> Any:
         import torch
@@ -107,6 +119,7 @@ def train_router(
     start: Path | None = None,
     teacher: Path | None = None,
     model: Path | None = None,
+    rows: Path | None = None,
 ) -> Path:
     """Train a router for ``experts``, in this order: name -> GGUF of an adapter of ``base`` or of a whole model, or
     None for the base itself. It is made of ``model``, a GGUF or a folder, or else of the base.
@@ -114,22 +127,41 @@ def train_router(
     ``pairs`` are a right and a wrong answer to one prompt each: with them CDPO is added, relative to the router that
     ``start`` names, from which training goes on. ``teacher`` is an ONNX router to distill from. Returns the path of
     ``out``/router.safetensors, which ``convert router`` merges with what the router was made of, or with ``out``/model
-    if all weights were trained. The experts' rows and a checkpoint are kept in ``out`` until the end, so that a run
-    that was cut off goes on.
+    if all weights were trained. A checkpoint is kept in ``out`` until the end, so that a run that was cut off goes on.
+    The experts' rows stay in the folder ``rows``, ``out``/rows if not given: another training for the same experts and
+    examples reads them there.
+
+    Raises ``ModelError`` for a router or an expert of another architecture or tokenizer than can be used, before
+    anything is asked.
     """
     from converters.checkpoint import fingerprint as file_fingerprint
-    from converters.trained import FILE_NAME, save_trained
+    from converters.checkpoint import open_checkpoint
+    from converters.trained import FILE_NAME, read_trained, save_trained
 
     source = model or base
+    config = open_checkpoint(source).config  # which could not become an ONNX router otherwise
+    if model is not None and config.vocab < open_checkpoint(base).config.vocab:
+        raise ModelError(
+            f"{model} has {config.vocab} tokens, fewer than {base}", "use a router of the experts' tokenizer"
+        )
     base_sha256 = file_fingerprint(source)
-    everything = [*examples, *(answer for pair in pairs for answer in pair)]
-    threads = hardware.threads
+    answers = [answer for pair in pairs for answer in pair]
+    everything = [*examples, *answers]
+    threads, folder = hardware.threads, rows or out / "rows"
     gpu_layers = 0 if hardware.device == "cpu" else -1
-    rows = known_rows(base, experts, everything, out / "rows", threads, report_scores, gpu_layers)
-    taught = teacher_rows(teacher, base, everything, out / "rows", threads, report_scores) if teacher else None
-    known = Known(rows, everything, taught, hardware.device)
+    different, spans = distinct(examples)
+    asked = known_rows(base, experts, different, folder, threads, report_scores, gpu_layers)
+    taught = teacher_rows(teacher, base, different, folder, threads, report_scores) if teacher else None
+    both, pair_spans = distinct(answers)
+    preferred = (
+        known_rows(base, experts, both, folder, threads, report_scores, gpu_layers, gold_only=True) if pairs else {}
+    )
+    known = Known(asked, spans, taught, hardware.device, preferred, pair_spans)
 
     def choose(language: Any) -> list[int]:
+        before = None if start is None else read_trained(start).layers
+        if before is not None and len(before) == recipe.layers:
+            return list(before)
         report = partial(report_scores, "layers left out")
         return chosen_layers(language, source, examples, recipe.layers, out, schedule.seed, report)
 
@@ -137,7 +169,7 @@ def train_router(
     if start is not None:
         router.load(start, list(experts), base_sha256)
     first = len(examples)  # the first row of a pair
-    before = _before(router, known, everything, first, report_scores) if pairs else None
+    before = _before(router, known, answers, report_scores) if pairs else None
 
     def loss_of(batch: Batch) -> dict[str, Any]:
         return losses(router, known, batch, first, before)
@@ -188,7 +220,9 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
     if (n := int(right.sum())) > 0:
         single = [index for index in batch.indices if index < first]
         kept = known.kept(single)
-        mine, weights, gamma = logits[right], router.head(states[right]), router.gamma(states[right])
+        alone = n == len(right)  # without pairs, of which a copy of all logits would be no better
+        mine, own = (logits, states) if alone else (logits[right], states[right])
+        weights, gamma = router.head(own), router.gamma(own)
         lm = torch.nn.functional.cross_entropy(mine, target[right], reduction="sum") / n
         with torch.set_grad_enabled(recipe.objective == FUSED):  # only reported otherwise
             nll = objectives.fused_nll(mine, target[right], kept, gamma)
@@ -224,29 +258,26 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
 def _before(
     router: RouterModel,
     known: Known,
-    examples: Sequence[Encoded],
-    first: int,
+    answers: Sequence[Encoded],
     report: Callable[[str, int, int], None],
 ) -> Before:
-    """Read all pairs once with the router as it is."""
+    """Read both answers of all pairs once with the router as it is."""
     import torch
 
-    rows = list(range(first, len(examples)))
-    router_sums, expert_sums = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32)
+    router_sums, expert_sums = np.zeros(len(answers), np.float32), np.zeros(len(answers), np.float32)
     done = 0
     with torch.inference_mode():
-        for numbers in plan_epoch([examples[row] for row in rows], 2048, random.Random(0)):
-            batch = make_batch(examples, [rows[number] for number in numbers])
+        for numbers in plan_epoch(answers, 2048, random.Random(0)):
+            batch = make_batch(answers, numbers)
             states = router.states(batch)
             logp = router.logits(states).log_softmax(-1)
             gold = _numpy(logp.gather(1, router.here(batch.target)[:, None])[:, 0])
-            kept = known.kept(batch.indices)
-            routed = _numpy(kept.gold.gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0])
+            routed = _numpy(known.gold(numbers).gather(1, router.head(states).argmax(-1, keepdim=True))[:, 0])
             for row, number in enumerate(numbers):
                 mine = batch.example == row
                 router_sums[number], expert_sums[number] = gold[mine].sum(), routed[mine].sum()
             done += len(numbers)
-            report("the router as it is", done, len(rows))
+            report("the router as it is", done, len(answers))
     return Before(
         router_sums[::2] - router_sums[1::2], np.float32(router.recipe.beta) * (expert_sums[::2] - expert_sums[1::2])
     )
@@ -255,15 +286,20 @@ def _before(
 def _fitted(
     router: RouterModel, known: Known, examples: Sequence[Encoded], report: Callable[[str, int, int], None]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The routing head and the head for whole prompts, fitted to their end on the trained language model.
+    """The routing head, fitted to its end on the trained language model unless the recipe leaves it as it was trained,
+    and the head for whole prompts, fitted in the same way.
 
     The cost of an expert is its NLL of the gold token, fused with the router's logits where that is the objective.
     """
     import torch
 
+    width = router.head.weight.shape[1]
+    total = sum(len(example.answer) for example in examples)
+    share = min(1.0, _FITTED / (total * width))  # of the tokens, so that memory does not grow with the data
+    drawn = np.random.default_rng(0)
     states: list[Any] = [None] * len(examples)
     costs: list[Any] = [None] * len(examples)
-    disagree: list[Any] = [None] * len(examples)
+    starts, means = np.zeros((len(examples), width), np.float32), np.zeros((len(examples), len(router.head.weight)))
     done = 0
     with torch.inference_mode():
         for indices in plan_epoch(examples, 2048, random.Random(0)):
@@ -273,20 +309,21 @@ def _fitted(
             if router.recipe.objective == FUSED:
                 target = router.here(batch.target)
                 nll = objectives.fused_nll(router.logits(hidden), target, kept, router.gamma(hidden))
+            every, cost, disagree = _numpy(hidden), _numpy(nll), _numpy(kept.disagree)
             for row, index in enumerate(batch.indices):
-                mine = batch.example == row
-                states[index], costs[index] = _numpy(hidden)[mine], _numpy(nll)[mine]
-                disagree[index] = _numpy(kept.disagree)[mine]
+                mine = np.flatnonzero(batch.example == row)
+                starts[index], means[index] = every[mine[0]], cost[mine].mean(axis=0)
+                mine = mine[disagree[mine] & (drawn.random(len(mine)) < share)]
+                states[index], costs[index] = every[mine], cost[mine]
             done += len(indices)
             report("fitting the heads", done, len(examples))
-    hidden, cost = np.concatenate(states), np.concatenate(costs)
-    importance = np.concatenate([np.full(len(e.answer), 1 / len(e.answer), np.float32) for e in examples])
-    routing = fit_head(_numpy(router.head.weight), hidden, cost.T, np.concatenate(disagree), importance)
-    starts = np.cumsum([0, *(len(e.answer) for e in examples[:-1])])  # where the prompt's last token is read
-    means = np.stack([each.mean(axis=0) for each in costs], axis=1)
-    ones = np.ones(len(examples))
-    prompt = fit_head(np.zeros_like(routing), hidden[starts], means, ones.astype(bool), ones.astype(np.float32))
-    return routing, prompt
+    routing = _numpy(router.head.weight).copy()
+    if router.recipe.fit_head:
+        counts = [(len(each), len(example.answer)) for each, example in zip(states, examples, strict=True)]
+        importance = np.concatenate([np.full(n, 1 / of, np.float32) for n, of in counts])
+        routing = fit_head(routing, np.concatenate(states), np.concatenate(costs), importance)
+    ones = np.ones(len(examples), np.float32)
+    return routing, fit_head(np.zeros_like(routing), starts, means.astype(np.float32), ones)
 
 
 def _numpy(tensor: Any) -> NDArray[Any]:

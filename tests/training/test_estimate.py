@@ -22,10 +22,15 @@ def test_memory_and_time_by_hand(tmp_path: Path) -> None:
     got = estimate(base, examples, schedule, ["q_proj"], 4, flops=1e9)
     work = 4 * (2 * layer + trained) * 80 + 4 * vocab * hidden * 32
     assert got.seconds == pytest.approx(work / 1e9)
-    kept = 20 * 2 * (14 * hidden + 4 * middle) + 3 * 8 * vocab
+    kept = 20 * 2 * (14 * hidden + 4 * middle) + 4 * 8 * vocab
     assert got.memory == 4 * (vocab * hidden + 2 * layer + 4 * trained + kept) + (600 << 20)
     half = estimate(base, examples, schedule, ["q_proj"], 4, layers=1, flops=1e9)
     assert half.seconds < got.seconds and half.memory < got.memory
+    more = estimate(base, examples, schedule, ["q_proj"], 4, losses=2, flops=1e9)
+    assert more.memory - got.memory == 4 * 2 * 8 * vocab and more.seconds == got.seconds
+    saved = estimate(base, examples, schedule, ["q_proj"], 4, save_memory=True, flops=1e9)
+    assert got.memory - saved.memory == 4 * 20 * (14 * hidden + 4 * middle - 2 * hidden)
+    assert saved.seconds == pytest.approx((work + 2 * 2 * layer * 80) / 1e9)
 
 
 def test_the_machine_can_multiply() -> None:

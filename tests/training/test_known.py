@@ -9,9 +9,10 @@ import pytest
 import tiny
 
 from converters.adapter import convert_adapter
+from frcli.errors import ModelError
 from frcli.examples import Encoded
 from frcli.training import known
-from frcli.training.known import keep, known_rows, strata, weights
+from frcli.training.known import distinct, keep, known_rows, strata, weights
 
 EXAMPLES = [Encoded([1 + i, 2, 3], [4 + i % 5, 5, 2]) for i in range(9)] + [Encoded([9] * 90, [8] * 70)]
 
@@ -122,3 +123,28 @@ def test_rows_are_made_anew_when_the_examples_or_the_adapter_change(models: tupl
     assert asked
     make(None, EXAMPLES[:3])
     assert asked
+
+
+def test_rows_that_are_given_twice_are_asked_once() -> None:
+    again = Encoded(list(EXAMPLES[1].prompt), list(EXAMPLES[1].answer))
+    different, spans = distinct([EXAMPLES[0], EXAMPLES[1], again, EXAMPLES[9], EXAMPLES[0]])
+    assert different == [EXAMPLES[0], EXAMPLES[1], EXAMPLES[9]]
+    assert spans == [slice(0, 3), slice(3, 6), slice(3, 6), slice(6, 76), slice(0, 3)]
+
+
+def test_only_what_is_asked_for_is_kept(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = models
+    whole, gold = (
+        known_rows(base, {"e": None}, EXAMPLES, tmp_path, 1, lambda *_: None, gold_only=only)["e"]
+        for only in (False, True)
+    )
+    assert gold.ids.shape == gold.logp.shape == (len(gold.gold), 0) and len(gold.weight) == 0
+    np.testing.assert_array_equal(gold.gold, whole.gold)
+    np.testing.assert_array_equal(gold.best, whole.best)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_expert_of_another_tokenizer_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tiny.write_gguf(tmp_path / "other.gguf", tiny.TinyShape(vocabulary=tiny.TinyVocabulary(swapped=(40, 41))))
+    with pytest.raises(ModelError, match="have different tokenizers"):
+        known_rows(models[0], {"e": other}, EXAMPLES, tmp_path, 1, lambda *_: None)

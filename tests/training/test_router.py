@@ -59,7 +59,7 @@ def train(
     from frcli.training.router import train_router
 
     pairs = more.pop("pairs", ())
-    start, model, teacher = (more.pop(name, None) for name in ("start", "model", "teacher"))
+    start, model, teacher, rows = (more.pop(name, None) for name in ("start", "model", "teacher", "rows"))
     steps: list[dict[str, float]] = []
 
     def report(progress: Progress) -> None:
@@ -82,6 +82,7 @@ def train(
         start=start,
         model=model,
         teacher=teacher,
+        rows=rows,
     )
     return file, steps
 
@@ -113,7 +114,12 @@ def test_a_router_learns_whom_to_choose_and_its_file_becomes_an_onnx_router(
         assert np.mean(chosen) > 0.8  # the taught expert knows these answers, the base does not
 
 
-@pytest.mark.parametrize("more", [{"objective": "fused", "gate": True}, {"pairs": PAIRS}])
+PACKED = Schedule(epochs=12, budget=48, learning_rate=1e-2, save_every=5, pack=True)
+
+
+@pytest.mark.parametrize(
+    "more", [{"objective": "fused", "gate": True}, {"pairs": PAIRS}, {"full": True}, {"schedule": PACKED}]
+)
 def test_a_run_that_was_cut_off_ends_bit_for_bit_the_same(
     experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, more: dict[str, Any]
 ) -> None:
@@ -140,6 +146,128 @@ def test_cdpo_goes_on_from_a_router_and_parts_right_from_wrong(
     assert any("lm" in step for step in steps)
 
 
+@pytest.fixture
+def step(experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path) -> Any:
+    """Returns a fresh router, and its losses on batches of the examples (and pairs, numbered behind them)."""
+    from frcli.training import router as of_router
+    from frcli.training.known import distinct, known_rows
+    from frcli.training.model import Recipe, RouterModel
+
+    everything = [*EXAMPLES, *(answer for pair in PAIRS for answer in pair)]
+    different, spans = distinct(EXAMPLES)
+    rows = known_rows(*experts, different, tmp_path / "rows", 1, no_report)
+    known = of_router.Known(rows, spans)
+    pairs = np.ones(len(PAIRS), np.float32)
+
+    def losses(indices: list[int], **recipe: Any) -> tuple[Any, Any, dict[str, Any]]:
+        router = RouterModel(experts[0], 2, Recipe(rank=4, **recipe), Hardware(), 1, lambda _: [])
+        batch = make_batch(everything, indices)
+        before = of_router.Before(pairs, 0.1 * pairs)
+        return router, batch, of_router.losses(router, known, batch, len(EXAMPLES), before)
+
+    losses.known = known  # type: ignore[attr-defined]
+    return losses
+
+
+@pytest.mark.parametrize("objective", ["sft", "fused"])
+def test_what_the_loss_is_made_of(step: Any, objective: str) -> None:
+    """L_LM + lambda L_expert, or the fused NLL by the head's choice + a share of L_LM, each over all answer tokens."""
+    import torch
+
+    from frcli.training.objectives import fused_nll, routing_loss
+
+    indices = [0, 3, 12]
+    recipe = {"objective": objective, "lam": 0.4, "lm_share": 0.0, "gate": objective == "fused"}
+    router, batch, found = step(indices, **recipe)
+    states, n = router.states(batch), 3 + 3 + 2
+    kept, target, weights = step.known.kept(indices), torch.from_numpy(batch.target), router.head(states)
+    logp = router.logits(states).log_softmax(-1)[range(n), target]
+    if objective == "sft":
+        wanted = -logp.mean() + 0.4 * routing_loss(weights, kept) / n
+    else:
+        wanted = (weights.softmax(-1) * fused_nll(router.logits(states), target, kept, router.gamma(states))).sum() / n
+    assert found["loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert found["lm"].item() == pytest.approx((-logp.mean()).item(), rel=1e-5)
+    _, _, shared = step(indices, **recipe | {"lm_share": 0.5, "lam": 0.0})
+    more = 0.5 * found["lm"] if objective == "fused" else -0.4 * routing_loss(weights, kept) / n
+    assert (shared["loss"] - found["loss"]).item() == pytest.approx(more.item(), rel=1e-4)
+
+
+def test_pairs_move_nothing_but_the_language_model(step: Any) -> None:
+    """Beside examples they change neither what these cost nor what the routing head and the gate learn."""
+    import torch
+
+    recipe = {"objective": "fused", "gate": True}
+    first = len(EXAMPLES)
+    router, _, found = step([first, first + 1], **recipe)
+    found["loss"].backward()
+    assert router.head.weight.grad is None and router.gate.weight.grad is None
+    assert any(each.grad is not None and each.grad.abs().max() > 0 for each in router.language.parameters())
+    alone, _, single = step([0, 1], **recipe)
+    both, _, mixed = step([0, first, 1, first + 1], **recipe)
+    assert (mixed["loss"] - mixed["cdpo"]).item() == pytest.approx(single["loss"].item(), rel=1e-5)
+    assert mixed["cdpo"].item() == pytest.approx(found["cdpo"].item(), rel=1e-5)
+    for each in (single, mixed):
+        each["loss"].backward()
+    torch.testing.assert_close(alone.head.weight.grad, both.head.weight.grad, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(alone.gate.weight.grad, both.gate.weight.grad, rtol=1e-3, atol=1e-7)
+
+
+def test_the_experts_are_asked_once_for_all_trainings(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frcli.training import known
+
+    written: list[int] = []
+    write = known._write
+
+    def counted(source: Any, width: int, examples: Any, *rest: Any) -> None:
+        written.append(len(examples))
+        write(source, width, examples, *rest)
+
+    monkeypatch.setattr(known, "_write", counted)
+    one = Schedule(epochs=1, budget=48, learning_rate=1e-3)
+    first, _ = train(experts, tmp_path / "first", schedule=one, rows=tmp_path / "rows")
+    assert written == [len(EXAMPLES)] * 2  # once by each expert
+    train(experts, tmp_path / "fused", schedule=one, objective="fused", rows=tmp_path / "rows")
+    assert len(written) == 2
+    train(experts, tmp_path / "cdpo", schedule=one, pairs=[*PAIRS, *PAIRS], start=first, rows=tmp_path / "rows")
+    assert written[2:] == [2 * len(PAIRS)] * 2  # the answers of pairs, and no example again nor a pair twice
+
+
+def test_the_routing_head_as_it_was_trained(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from converters.trained import read_trained
+    from frcli.training import router
+
+    heads = []
+    one = Schedule(epochs=2, budget=48, learning_rate=1e-3)
+    for number, fit in enumerate((True, False)):
+        file, _ = train(experts, tmp_path / str(number), schedule=one, rows=tmp_path / "rows", fit_head=fit)
+        heads.append(read_trained(file).routing)
+    assert np.abs(heads[1]).max() < 0.1 < np.abs(heads[0]).max()  # which began with a spread of 0.01
+    monkeypatch.setattr(router, "_FITTED", 10 * heads[0].shape[1])  # of some ten tokens only
+    few, _ = train(experts, tmp_path / "few", schedule=one, rows=tmp_path / "rows")
+    assert not np.allclose(read_trained(few).routing, heads[0])
+
+
+def test_a_router_of_another_family_is_refused_before_anything_is_asked(
+    experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path
+) -> None:
+    import json
+
+    folder = tiny.write_safetensors(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "olmo2"}))
+    with pytest.raises(ModelError, match="architecture 'olmo2'"):
+        train(experts, tmp_path / "out", model=folder)
+    assert not (tmp_path / "out").exists()
+    narrow = families.save(families.make("llama", vocab_size=64), tmp_path / "narrow")
+    with pytest.raises(ModelError, match="has 64 tokens, fewer than"):
+        train(experts, tmp_path / "out", model=narrow)
+
+
 def test_the_first_step_of_cdpo_has_no_margin_but_the_experts(
     experts: tuple[Path, Mapping[str, Path | None]], tmp_path: Path
 ) -> None:
@@ -149,10 +277,10 @@ def test_the_first_step_of_cdpo_has_no_margin_but_the_experts(
     first, _ = train(experts, tmp_path / "first", schedule=Schedule(epochs=1, budget=48, learning_rate=1e-3))
     one = Schedule(epochs=1, budget=10_000, learning_rate=1e-9, max_steps=1)
     _, steps = train(experts, tmp_path / "second", schedule=one, pairs=PAIRS, start=first)
-    everything = [*EXAMPLES, *(answer for pair in PAIRS for answer in pair)]
-    rows = known_rows(experts[0], experts[1], everything, tmp_path / "second" / "rows", 1, no_report)
+    answers = [answer for pair in PAIRS for answer in pair]
+    rows = known_rows(experts[0], experts[1], answers, tmp_path / "second" / "rows", 1, no_report, gold_only=True)
     gold = np.stack([each.gold for each in rows.values()])
-    at, offsets = sum(len(e.answer) for e in EXAMPLES), []
+    at, offsets = 0, []
     for right, wrong in PAIRS:
         sums = []
         for answer in (right, wrong):

@@ -13,6 +13,7 @@ function of the row is estimated without bias; the likeliest tokens, which make 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,8 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frcli.errors import ModelError
+from frcli.errors import ModelError, OutputError
 from frcli.examples import Encoded
+from frcli.files import locked
 from frcli.fusion.likelihood import log_normalizer
 from frcli.sources.llama import LlamaModel, LlamaSource
 from frcli.sources.onnx import OnnxRouter
@@ -222,13 +224,25 @@ def _write(
     report: Callable[[int], None],
     gold_only: bool,
 ) -> None:
-    """Write a source's rows beside their place, and rename them when they are whole."""
+    """Write a source's rows beside their place, and rename them when they are whole; raises ``OutputError`` if another
+    process is at it.
+    """
     beside = place.with_name(f"{place.name}.part")
     beside.mkdir(parents=True, exist_ok=True)
-    _score(source, width, examples, beside, report, gold_only)
-    (beside / "done.json").unlink(missing_ok=True)
-    shutil.rmtree(place, ignore_errors=True)
-    beside.replace(place)
+    try:
+        lock = locked(beside)
+    except BlockingIOError:
+        raise OutputError(
+            f"another training is writing {beside}", "start this one when it has asked its experts"
+        ) from None
+    try:
+        _score(source, width, examples, beside, report, gold_only)
+        (beside / "done.json").unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
+        beside.replace(place)
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 def _score(

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from converters.adapter import convert_adapter
-from frcli.errors import ModelError
+from frcli.errors import ModelError, OutputError
 from frcli.examples import Encoded
 from frcli.training import known
 from frcli.training.known import distinct, keep, known_rows, strata, weights
@@ -148,3 +148,14 @@ def test_an_expert_of_another_tokenizer_is_refused(models: tuple[Path, Path], tm
     other = tiny.write_gguf(tmp_path / "other.gguf", tiny.TinyShape(vocabulary=tiny.TinyVocabulary(swapped=(40, 41))))
     with pytest.raises(ModelError, match="have different tokenizers"):
         known_rows(models[0], {"e": other}, EXAMPLES, tmp_path, 1, lambda *_: None)
+
+
+def test_two_trainings_do_not_write_the_same_rows_at_once(models: tuple[Path, Path], tmp_path: Path) -> None:
+    base, _ = models
+
+    def report(name: str, done: int, total: int) -> None:
+        with pytest.raises(OutputError, match="another training is writing"):
+            known_rows(base, {"e": None}, EXAMPLES, tmp_path, 1, lambda *_: None)
+
+    known_rows(base, {"e": None}, EXAMPLES, tmp_path, 1, report)
+    known_rows(base, {"e": None}, EXAMPLES, tmp_path, 1, lambda *_: pytest.fail("asked again"))

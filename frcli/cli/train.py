@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,10 +11,7 @@ from frcli.cli import completion
 from frcli.cli.command import Group
 from frcli.cli.options import Data, Threads
 from frcli.cli.pairs import EXAMPLES, pairs
-
-if TYPE_CHECKING:
-    from frcli.examples import Encoded
-    from frcli.training.loop import Schedule
+from frcli.cli.plan import prepare, refuse_finished, say_asking, say_cost
 
 app = typer.Typer(
     cls=Group,
@@ -109,15 +105,15 @@ def expert(
     if unknown := [part for part in chosen if part not in ROUTER_MODULES]:
         raise UsageError(f"--modules: there is no {unknown[0]!r}", f"there are {', '.join(ROUTER_MODULES)}")
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
-    examples, _ = _prepare(base, data, max_length, schedule)
+    examples, _ = prepare(base, data, max_length, schedule)
     if dry_run:
-        _say_cost(base, examples, schedule, chosen, rank, save_memory=save_memory)
+        say_cost(base, examples, schedule, chosen, rank, save_memory=save_memory)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
     from frcli.training.expert import train_expert
 
-    _refuse_finished(out / "adapter_config.json")
+    refuse_finished(out / "adapter_config.json")
     hardware = Hardware(threads or physical_cores(), device, save_memory)
     with training_progress() as report:
         train_expert(
@@ -175,12 +171,21 @@ def router(
         ),
     ] = "sft",
     lam: Annotated[
-        float, typer.Option("--lambda", min=0, help="sft: weight of the routing loss; the paper has 1/3.")
-    ] = 1 / 3,
+        float | None,
+        typer.Option(
+            "--lambda", min=0, show_default=False, help="sft: weight of the routing loss; else the paper's 1/3."
+        ),
+    ] = None,
     lm_share: Annotated[
-        float, typer.Option(min=0, help="fused: weight of the router's own language model loss.")
-    ] = 0.1,
-    gamma: Annotated[float, typer.Option(min=0, max=16, help="fused: exponent of the router's logits.")] = 1.0,
+        float | None,
+        typer.Option(
+            min=0, show_default=False, help="fused: weight of the router's own language model loss; else 0.1."
+        ),
+    ] = None,
+    gamma: Annotated[
+        float | None,
+        typer.Option(min=0, max=16, show_default=False, help="fused: exponent of the router's logits; else 1."),
+    ] = None,
     gate: Annotated[
         bool, typer.Option("--gate", help="fused: learn for each token how much the router's logits count.")
     ] = False,
@@ -193,7 +198,9 @@ def router(
             show_default=False,
         ),
     ] = None,
-    beta: Annotated[float, typer.Option(min=0, help="CDPO's beta; the paper has 0.1.")] = 0.1,
+    beta: Annotated[
+        float | None, typer.Option(min=0, show_default=False, help="CDPO's beta; else the paper's 0.1.")
+    ] = None,
     start: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Go on from this router.safetensors.", show_default=False),
@@ -206,7 +213,9 @@ def router(
         Path | None,
         typer.Option(metavar="ONNX", help="A router to distill from, such as one of full depth.", show_default=False),
     ] = None,
-    distill: Annotated[float, typer.Option(min=0, help="Weight of the divergence from the teacher.")] = 1.0,
+    distill: Annotated[
+        float | None, typer.Option(min=0, show_default=False, help="Weight of the divergence from the teacher; else 1.")
+    ] = None,
     fit_head: Annotated[
         bool, typer.Option(help="Fit the routing head to its end afterwards; the paper keeps it as it was trained.")
     ] = True,
@@ -242,6 +251,17 @@ def router(
         raise UsageError(f"the objective is {objective!r}", "it is sft or fused")
     if gate and objective != "fused":
         raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
+    weights = {"lam": lam, "lm_share": lm_share, "gamma": gamma, "beta": beta, "distill": distill}
+    belongs = {
+        "--lambda": (lam, objective == "sft", "--objective sft"),
+        "--lm-share": (lm_share, objective == "fused", "--objective fused"),
+        "--gamma": (gamma, objective == "fused", "--objective fused"),
+        "--beta": (beta, bool(pairs), "--pairs"),
+        "--distill": (distill, teacher is not None, "--teacher"),
+    }
+    for option, (weight, used, to) in belongs.items():
+        if weight is not None and not used:
+            raise UsageError(f"{option} weighs nothing here", f"it belongs to {to}")
     if pairs and start is None:
         raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
     if first and not layers:
@@ -268,12 +288,12 @@ def router(
         if file and not Path(file).is_file():
             raise UsageError(f"--expert {text}: there is no {file}", "make it with frcli convert adapter")
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
-    examples, encoded = _prepare(base, data, max_length, schedule, pairs or ())
+    examples, encoded = prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:
         both = [answer for pair in encoded for answer in pair]
         modules = None if full else ROUTER_MODULES
         losses = 1 + (objective == "fused") + 2 * bool(pairs)
-        _say_cost(
+        say_cost(
             model or base,
             [*examples, *both],
             schedule,
@@ -284,25 +304,34 @@ def router(
             losses=losses,
             save_memory=save_memory,
         )
-        _say_asking(list(named), examples, both)
+        say_asking(list(named), examples, both)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
     from frcli.training.model import Recipe
     from frcli.training.router import train_router
 
-    _refuse_finished(out / "router.safetensors")
+    refuse_finished(out / "router.safetensors")
     with training_progress() as report:
         trained = train_router(
             base,
             named,
             examples,
             out,
-            recipe=Recipe(objective, lam, lm_share, gamma, gate, beta, rank, layers, first, distill, full, fit_head),
+            recipe=Recipe(
+                objective=objective,
+                gate=gate,
+                rank=rank,
+                layers=layers,
+                first=first,
+                full=full,
+                fit_head=fit_head,
+                **{name: weight for name, weight in weights.items() if weight is not None},
+            ),
             schedule=schedule,
             hardware=Hardware(threads or physical_cores(), device, save_memory),
             report=report,
-            report_scores=report.scoring,
+            report_around=report.around,
             pairs=encoded,
             start=start,
             teacher=teacher,
@@ -319,82 +348,3 @@ def router(
 
 
 app.command("pairs", epilog=EXAMPLES)(pairs)
-
-
-def _prepare(
-    base: Path, data: list[str], max_length: int, schedule: Schedule, pairs: Sequence[str] = ()
-) -> tuple[list[Encoded], list[tuple[Encoded, Encoded]]]:
-    """Read and encode the examples and the pairs, and say on stderr how much there is to do."""
-    from frcli.errors import ModelError
-    from frcli.examples import encode_examples, encode_pairs, read_examples, read_pairs
-    from frcli.sources.llama import LlamaModel
-    from frcli.tokens import ChatTemplate
-    from frcli.training.batches import pair_units
-    from frcli.training.loop import plan
-
-    examples = [example for spec in data for example in read_examples(spec)]
-    preferred = [pair for spec in pairs for pair in read_pairs(spec)]
-    model = LlamaModel(base, vocab_only=True)
-    try:
-        if not model.chat_template:
-            raise ModelError(f"{base} has no chat template", "train on a model that was made for chat")
-        template = ChatTemplate(model.chat_template, bos=model.bos, eos=model.eos)
-        encoded = encode_examples(examples, model, template, max_length)
-        both = encode_pairs(preferred, model, template, max_length) if preferred else []
-    finally:
-        model.close()
-    everything = [*encoded, *(answer for pair in both for answer in pair)]
-    units = pair_units(len(encoded), len(everything))
-    tokens = sum(len(e.prompt) + len(e.answer) for e in everything)
-    answers = sum(len(e.answer) for e in everything)
-    steps = len(plan(everything, schedule, units))
-    counted = f"{len(encoded)} examples" + (f" and {len(both)} pairs" if both else "")
-    typer.echo(f"{counted}, {tokens} tokens ({answers} of answers), {steps} steps", err=True)
-    return encoded, both
-
-
-def _say_cost(
-    base: Path,
-    examples: list[Encoded],
-    schedule: Schedule,
-    modules: Sequence[str] | None,
-    rank: int,
-    *,
-    layers: int = 0,
-    single: int | None = None,
-    losses: int = 0,
-    save_memory: bool = False,
-) -> None:
-    from frcli.cli.ui import size
-    from frcli.sources.devices import available_memory
-    from frcli.training.batches import pair_units
-    from frcli.training.estimate import estimate
-
-    units = None if single is None else pair_units(single, len(examples))
-    cost = estimate(
-        base, examples, schedule, modules, rank, layers=layers, units=units, losses=losses, save_memory=save_memory
-    )
-    memory, minutes = f"{size(cost.memory)} of memory ({size(available_memory())} are free)", cost.seconds / 60
-    typer.echo(f"about {memory} and {minutes:.0f} minutes to train on this processor", err=True)
-
-
-def _say_asking(experts: list[str], examples: list[Encoded], answers: list[Encoded]) -> None:
-    """What the experts are asked before: each different text once."""
-    from frcli.cli.ui import size
-    from frcli.training.known import BYTES, distinct
-
-    different, both = distinct(examples)[0], distinct(answers)[0]
-    read = sum(len(each.prompt) + len(each.answer) for each in [*different, *both])
-    kept = sum(len(each.answer) for each in different) * BYTES * len(experts)
-    typer.echo(
-        f"before that each of {', '.join(experts)} reads {len(different) + len(both)} texts of {read} tokens, "
-        f"and {size(kept)} of what they say are kept",
-        err=True,
-    )
-
-
-def _refuse_finished(file: Path) -> None:
-    if file.exists():
-        from frcli.errors import OutputError
-
-        raise OutputError(f"{file} exists: this training is finished", "give another --out, or delete it")

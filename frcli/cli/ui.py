@@ -161,7 +161,7 @@ class Meter:
         self._every, self._last = every, time.monotonic()
         self._bars: Any = None
         self._tasks: dict[str, Any] = {}
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Meter:
         if not manner.quiet and is_terminal(sys.stderr):
@@ -184,24 +184,26 @@ class Meter:
             self._bars.stop()
 
     def __call__(self, label: str, done: int, total: int | None, note: str = "") -> None:
-        """``done`` of ``total`` (None: unknown) is done of what is called ``label``."""
+        """``done`` of ``total`` (None: unknown) is done of what is called ``label``; what the first call says was there
+        before, and tells nothing about the time that is left.
+        """
         if self._bars is not None:
             if label not in self._tasks:
-                self._tasks[label] = self._bars.add_task(label, total=total, note=note)
+                self._tasks[label] = self._bars.add_task(label, total=total, completed=done, note=note)
             self._bars.update(self._tasks[label], completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        began = self._began.setdefault(label, now)
+        began, first = self._began.setdefault(label, (now, done))
         if manner.quiet or now - self._last < self._every:
             return
         self._last = now
         share = f" {done / total:.0%}" if total else ""
-        left = f", {(now - began) / done * (total - done) / 60:.1f} min left" if total and done and now > began else ""
-        say(f"{label}{share}{', ' if note else ''}{note}{left}")
+        left = f"{(now - began) / (done - first) * (total - done) / 60:.1f} min left" if total and done > first else ""
+        say(", ".join(filter(None, [label + share, note, left])))
 
 
 class TrainingReport:
-    """Called with each step of a training; :meth:`scoring` with the progress of what comes before it."""
+    """Called with each step of a training; :meth:`around` with the progress of what comes before and after."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -216,9 +218,9 @@ class TrainingReport:
             f"step {step.step} of {step.steps}, {losses}, {step.tokens_per_second:.0f} tokens/s",
         )
 
-    def scoring(self, name: str, done: int, total: int) -> None:
-        """Show how many examples the expert ``name`` has scored."""
-        self._meter(f"scoring with {name}", done, total, f"{done} of {total} examples")
+    def around(self, label: str, done: int, total: int) -> None:
+        """Show how much of what is called ``label`` is done."""
+        self._meter(label, done, total, f"{done} of {total}")
 
 
 @contextmanager

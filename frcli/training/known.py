@@ -131,7 +131,7 @@ def known_rows(
 
     They are kept in ``folder`` and read again if they fit; a run that was cut off goes on. With ``gold_only`` no more
     is kept than the right token's log-prob and the likeliest token. ``gpu_layers`` is passed to llama.cpp (untested).
-    ``report(name, done, total)`` counts examples. Raises ``ModelError`` for a model of another tokenizer than the
+    ``report(label, done, total)`` counts examples. Raises ``ModelError`` for a model of another tokenizer than the
     base's.
     """
     found = {}
@@ -148,7 +148,7 @@ def known_rows(
                 if difference:
                     raise ModelError(difference, "experts must share the base's tokenizer")
             with _expert(whole, adapter, examples, threads, gpu_layers) as source:
-                count = partial(_count, report, name, len(examples))
+                count = partial(_count, report, f"asking {name}", len(examples))
                 _write(source, len(texts), examples, place, count, gold_only)
         found[name] = _read(place)
     return found
@@ -171,14 +171,21 @@ def teacher_rows(
         try:
             if source.vocabulary != vocabulary_hash(_texts(base)):
                 raise ModelError(f"{router} was made for another tokenizer than {base}", "use a router of its family")
-            _write(source, source.width, examples, place, partial(_count, report, "the teacher", len(examples)), False)
+            _write(
+                source,
+                source.width,
+                examples,
+                place,
+                partial(_count, report, "asking the teacher", len(examples)),
+                False,
+            )
         finally:
             source.close()
     return _read(place)
 
 
-def _count(report: Callable[[str, int, int], None], name: str, total: int, done: int) -> None:
-    report(name, done, total)
+def _count(report: Callable[[str, int, int], None], label: str, total: int, done: int) -> None:
+    report(label, done, total)
 
 
 def _longest(examples: Sequence[Encoded]) -> int:

@@ -114,7 +114,7 @@ def train_router(
     schedule: Schedule,
     hardware: Hardware,
     report: Callable[[Progress], None],
-    report_scores: Callable[[str, int, int], None],
+    report_around: Callable[[str, int, int], None],
     pairs: Sequence[tuple[Encoded, Encoded]] = (),
     start: Path | None = None,
     teacher: Path | None = None,
@@ -150,11 +150,11 @@ def train_router(
     threads, folder = hardware.threads, rows or out / "rows"
     gpu_layers = 0 if hardware.device == "cpu" else -1
     different, spans = distinct(examples)
-    asked = known_rows(base, experts, different, folder, threads, report_scores, gpu_layers)
-    taught = teacher_rows(teacher, base, different, folder, threads, report_scores) if teacher else None
+    asked = known_rows(base, experts, different, folder, threads, report_around, gpu_layers)
+    taught = teacher_rows(teacher, base, different, folder, threads, report_around) if teacher else None
     both, pair_spans = distinct(answers)
     preferred = (
-        known_rows(base, experts, both, folder, threads, report_scores, gpu_layers, gold_only=True) if pairs else {}
+        known_rows(base, experts, both, folder, threads, report_around, gpu_layers, gold_only=True) if pairs else {}
     )
     known = Known(asked, spans, taught, hardware.device, preferred, pair_spans)
 
@@ -162,14 +162,14 @@ def train_router(
         before = None if start is None else read_trained(start).layers
         if before is not None and len(before) == recipe.layers:
             return list(before)
-        report = partial(report_scores, "layers left out")
+        report = partial(report_around, "choosing layers")
         return chosen_layers(language, source, examples, recipe.layers, out, schedule.seed, report)
 
     router = RouterModel(source, len(experts), recipe, hardware, schedule.seed, choose)
     if start is not None:
         router.load(start, list(experts), base_sha256)
     first = len(examples)  # the first row of a pair
-    before = _before(router, known, answers, report_scores) if pairs else None
+    before = _before(router, known, answers, report_around) if pairs else None
 
     def loss_of(batch: Batch) -> dict[str, Any]:
         return losses(router, known, batch, first, before)
@@ -181,7 +181,7 @@ def train_router(
     units = pair_units(first, len(everything))
     checkpoint = out / "checkpoint.pt"
     fit(router.parameters(), loss_of, everything, schedule, checkpoint, run, report, units)
-    routing, prompt = _fitted(router, known, examples, report_scores)
+    routing, prompt = _fitted(router, known, examples, report_around)
     file = out / FILE_NAME
     gate = None
     if router.gate is not None:
@@ -277,7 +277,7 @@ def _before(
                 mine = batch.example == row
                 router_sums[number], expert_sums[number] = gold[mine].sum(), routed[mine].sum()
             done += len(numbers)
-            report("the router as it is", done, len(answers))
+            report("reading pairs", done, len(answers))
     return Before(
         router_sums[::2] - router_sums[1::2], np.float32(router.recipe.beta) * (expert_sums[::2] - expert_sums[1::2])
     )

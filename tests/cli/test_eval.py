@@ -111,8 +111,11 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
     for command in (("expert",), ("router", "--expert", "general", "--expert", "math")):
         result = frcli("train", *command, *common)
         assert result.returncode == 0, result.stderr
-        plan, cost = result.stderr.splitlines()
+        plan, cost, *asking = result.stderr.splitlines()
         assert plan.startswith("6 examples, ") and " of memory (" in cost and "0 minutes" in cost
+        if command[0] == "router":  # the two rows that are given twice are asked once
+            assert asking[0].startswith("before that each of general, math reads 4 texts of ")
+        assert len(asking) == (command[0] == "router")
     assert not (tmp_path / "out").exists()
     result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
     assert result.returncode == 2 and "given twice" in result.stderr
@@ -124,6 +127,10 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
         (("--pairs", data), "give it as --start"),
         (("--start", "gone"), "--start: there is no gone"),
         (("--teacher", "gone.onnx"), "--teacher: there is no gone.onnx"),
+        (("--gamma", "0.5"), "--gamma weighs nothing here; it belongs to --objective fused"),
+        (("--lambda", "1", "--objective", "fused"), "--lambda weighs nothing here"),
+        (("--beta", "0.2"), "--beta weighs nothing here"),
+        (("--distill", "2"), "--distill weighs nothing here"),
     ):
         result = frcli("train", "router", "--expert", "a", *more, *common)
         assert result.returncode == 2 and words in result.stderr

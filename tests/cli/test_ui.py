@@ -23,6 +23,17 @@ def test_progress_in_a_file_is_a_line_now_and_then(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "rows 25%, 1 failed\n"
 
 
+def test_what_was_there_before_tells_nothing_of_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 0.0, 60.0])
+    monkeypatch.setattr(ui.time, "monotonic", lambda: next(times))
+    with ui.Meter(every=0) as meter:
+        meter("training", 91, 100)
+        meter("training", 92, 100)
+    assert capsys.readouterr().err == "training 91%\ntraining 92%, 8.0 min left\n"
+
+
 def test_progress_of_an_unknown_total(capsys: pytest.CaptureFixture[str]) -> None:
     with ui.Meter(every=0) as meter:
         meter("rows", 1, None, "1 row")

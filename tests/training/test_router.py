@@ -77,7 +77,7 @@ def train(
         schedule=schedule,
         hardware=Hardware(),
         report=report,
-        report_scores=no_report,
+        report_around=no_report,
         pairs=pairs,
         start=start,
         model=model,
@@ -339,7 +339,7 @@ def test_a_shallow_router_is_healed_by_its_teacher(
         schedule=SCHEDULE,
         hardware=Hardware(),
         report=lambda progress: steps.append(progress.losses),
-        report_scores=no_report,
+        report_around=no_report,
         start=first,
         teacher=teacher,
     )

@@ -110,7 +110,7 @@ def test_policies_change_while_the_models_stay(terminal: Open) -> None:
 
 
 def test_mistakes_are_told_and_the_chat_goes_on(terminal: Open) -> None:
-    chat = terminal("chat", "trio", "-n", "3", "--ctx", "64")
+    chat = terminal("chat", "trio", "-n", "3", "-t", "0", "--ctx", "64")
     say(chat, "/nonsense")
     chat.wait_for("there is no command /nonsense")
     say(chat, "/set temperature hot")
@@ -126,7 +126,7 @@ def test_mistakes_are_told_and_the_chat_goes_on(terminal: Open) -> None:
 
 
 def test_several_lines_between_quotes(terminal: Open) -> None:
-    chat = terminal("chat", "trio", "-n", "3")
+    chat = terminal("chat", "trio", "-n", "3", "-t", "0")
     say(chat, '"""one')
     chat.wait_for("...")
     chat.type('two"""' + ENTER)
@@ -162,6 +162,6 @@ def test_ctrl_c_ends_a_single_answer_with_130(terminal: Open) -> None:
 
 
 def test_the_bundle_is_opened_by_its_folder(terminal: Open, trio: Bundle) -> None:
-    chat = terminal("chat", str(trio.folder), "-p", "hello", "-n", "2")
+    chat = terminal("chat", str(trio.folder), "-p", "hello", "-n", "2", "-t", "0")
     assert chat.end() == 0
     assert "2 tokens" in chat.seen

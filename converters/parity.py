@@ -71,9 +71,10 @@ class Parity:
 
     ``mean_kl`` and ``max_kl`` are KL(source || result) of the next-token distributions, in nats; ``top1`` is the share
     of positions with the same most likely token, ``top10`` the share of the source's ten most likely tokens that are
-    among the result's; ``routing_kl`` is the mean KL of the softmax of the routing weights, if there are any.
-    ``perplexity`` is that of source and result on the text, None if nothing is known to follow; ``worst`` are the
-    positions with the largest KL, the largest first.
+    among the result's; ``routing_kl`` and ``prompt_kl`` are the mean KL of the softmax of a router's weights of the
+    experts, for a token and for a whole answer, ``gate_distance`` is how far its gates are apart in the mean, if it
+    has these heads. ``perplexity`` is that of source and result on the text, None if nothing is known to follow;
+    ``worst`` are the positions with the largest KL, the largest first.
     """
 
     mean_kl: float
@@ -84,6 +85,8 @@ class Parity:
     top10: float | None = None
     perplexity: tuple[float, float] | None = None
     worst: tuple[Difference, ...] = ()
+    prompt_kl: float | None = None
+    gate_distance: float | None = None
 
     def __str__(self) -> str:
         parts = [f"KL {self.mean_kl:.2e} (max {self.max_kl:.2e}) nats", f"same top token {self.top1:.1%}"]
@@ -92,8 +95,8 @@ class Parity:
         if self.perplexity is not None:
             parts.append("perplexity {:.4g} and {:.4g}".format(*self.perplexity))
         parts.append(f"{self.tokens} tokens")
-        if self.routing_kl is not None:
-            parts.append(f"routing KL {self.routing_kl:.2e}")
+        heads = {"routing KL": self.routing_kl, "prompt routing KL": self.prompt_kl, "gates apart": self.gate_distance}
+        parts += [f"{name} {value:.2e}" for name, value in heads.items() if value is not None]
         return ", ".join(parts)
 
     def require(self, limit: float, what: str) -> Parity:
@@ -112,7 +115,7 @@ class Tally:
         self._count = self._same = self._scored = 0
         self._kl = self._largest = self._common = 0.0
         self._surprise = np.zeros(2)
-        self._routing: float | None = None
+        self._heads: dict[str, float] = {}
         self._worst: list[tuple[float, int, Difference]] = []
 
     def add(self, window: Window, source: Rows, result: Rows, at: int = 0) -> None:
@@ -124,8 +127,10 @@ class Tally:
             left, right = source.logits[index], result.logits[index]
             width = min(len(left), len(right))
             self._add_row(window, at + index, left[:width], right[:width])
-        if source.routing is not None and result.routing is not None:
-            self._routing = (self._routing or 0.0) + float(kl(source.routing, result.routing).sum())
+        for name, of in (("routing", kl), ("prompt", kl), ("gate", _distance)):
+            left, right = getattr(source, name), getattr(result, name)
+            if left is not None and right is not None:
+                self._heads[name] = self._heads.get(name, 0.0) + float(of(left, right).sum())
 
     def add_blocks(self, window: Window, source: Iterable[Rows], result: Iterable[Rows]) -> None:
         """Add what both models say of a whole window, block by block; their blocks are of the same lengths."""
@@ -166,15 +171,18 @@ class Tally:
             with np.errstate(over="ignore"):
                 one, other = np.exp(self._surprise / self._scored).tolist()
             perplexity = one, other
+        heads = {name: value / n for name, value in self._heads.items()}
         return Parity(
             self._kl / n,
             self._largest,
             self._same / n,
             n,
-            None if self._routing is None else self._routing / n,
+            heads.get("routing"),
             self._common / n,
             perplexity,
             tuple(found for *_, found in sorted(self._worst, key=lambda entry: entry[:2], reverse=True)),
+            heads.get("prompt"),
+            heads.get("gate"),
         )
 
 
@@ -199,6 +207,10 @@ def kl(source: Array, result: Array) -> NDArray[np.float64]:
         [_kl(_log_softmax(left), _log_softmax(right)) for left, right in zip(source, result, strict=True)],
         dtype=np.float64,
     )
+
+
+def _distance(source: Array, result: Array) -> NDArray[np.float64]:
+    return np.abs(np.subtract(source, result, dtype=np.float64))
 
 
 def windows_of(ids: Sequence[int], begin: Sequence[int], length: int) -> Iterator[Window]:

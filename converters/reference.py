@@ -60,10 +60,18 @@ def logits_of(checkpoint: Checkpoint, hidden: Array) -> Array:
 
 
 class ReferenceRunner:
-    """A checkpoint, and the routing head [experts, hidden] of a router: a :class:`converters.runner.Runner`."""
+    """A checkpoint, and the heads of a router as :class:`converters.trained.Trained` has them: a
+    :class:`converters.runner.Runner`.
+    """
 
-    def __init__(self, checkpoint: Checkpoint, routing: Array | None = None) -> None:
-        self._checkpoint, self._routing = checkpoint, routing
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        routing: Array | None = None,
+        prompt: Array | None = None,
+        gate: Array | None = None,
+    ) -> None:
+        self._checkpoint, self._heads, self._gate = checkpoint, (routing, prompt), gate
         self.vocab, self.context = checkpoint.config.vocab, checkpoint.config.context
 
     def blocks(self, tokens: Sequence[int]) -> Iterator[Rows]:
@@ -72,12 +80,14 @@ class ReferenceRunner:
         if min(tokens) < 0 or max(tokens) >= config.vocab:
             raise ModelError(f"{self._checkpoint.path} has {config.vocab} tokens, and the check needs {max(tokens)}")
         hidden = hidden_states(self._checkpoint, tokens)
-        routing = None if self._routing is None else hidden @ self._routing.T
+        heads = [None if head is None else hidden @ head.T for head in self._heads]
+        gate = self._gate
+        heads.append(None if gate is None else 1 / (1 + np.exp(-(hidden @ gate[:, :-1].T + gate[:, -1]))))
         for first in range(0, len(tokens), _POSITIONS):
             rows = logits_of(self._checkpoint, hidden[first : first + _POSITIONS])
             for at in range(0, len(rows), BLOCK):
                 place = slice(first + at, first + at + BLOCK)
-                yield Rows(rows[at : at + BLOCK], None if routing is None else routing[place])
+                yield Rows(rows[at : at + BLOCK], *(None if head is None else head[place] for head in heads))
 
     def close(self) -> None:
         """Nothing is held."""

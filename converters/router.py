@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.calibration import calibrated
 from converters.checkpoint import fingerprint, open_checkpoint
@@ -118,17 +117,15 @@ def convert_router(
         graph.save(folder / out.name, metadata, "frcli", largest)
         if not verify:
             return None
-        result = _check(base, checkpoint, folder / out.name, context, routing)
+        result = _check(base, ReferenceRunner(checkpoint, routing, prompt, gate), folder / out.name, context)
         return result.require(
             max(_LIMITS[each] for each in (precision, head or precision)), f"the router converted from {base}"
         )
 
 
-def _check(
-    base: Path, checkpoint: Checkpoint, model: Path, context: int, routing: NDArray[np.float32] | None
-) -> Parity:
-    window = check_window(base, checkpoint.config.vocab, min(320, context))
-    return measure(ReferenceRunner(checkpoint, routing), RouterRunner(model), [window])
+def _check(base: Path, source: ReferenceRunner, model: Path, context: int) -> Parity:
+    window = check_window(base, source.vocab, min(320, context))
+    return measure(source, RouterRunner(model), [window])
 
 
 def _check_together(

@@ -15,12 +15,14 @@ BLOCK = 64
 
 
 class Rows(NamedTuple):
-    """What a model says after some tokens: logits float32 [tokens, vocab], and routing weights float32 [tokens,
-    experts] if it has any.
+    """What a model says after some tokens: logits float32 [tokens, vocab], and what a router's heads say: weights of
+    the experts for a token and for a whole answer, float32 [tokens, experts], and the gate, float32 [tokens, 1].
     """
 
     logits: Array
     routing: Array | None = None
+    prompt: Array | None = None
+    gate: Array | None = None
 
 
 class Runner(Protocol):

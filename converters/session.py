@@ -113,7 +113,7 @@ class RouterRunner:
             end = min(start + BLOCK, len(tokens))
             steps = range(max(len(tokens) - 8, start + 1), end)
             outputs = _read(self._session, tokens, [start, *steps, end])
-            yield Rows(outputs["logits"], outputs.get("routing"))
+            yield Rows(outputs["logits"], *map(outputs.get, ("routing", "prompt_routing", "gate")))
 
     def close(self) -> None:
         """Free the session."""

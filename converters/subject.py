@@ -86,7 +86,8 @@ def _open(path: Path, base: Path | None, scratch: Path) -> Subject:
         checkpoint = checkpoint.keeping(trained.layers)
     if trained.routing.shape[1] != checkpoint.config.hidden:
         raise ModelError(f"{path} routes by another width than {base} has", "give the base that it was trained on")
-    return Subject(name, ReferenceRunner(merge(checkpoint, trained.delta), trained.routing), vocabulary)
+    runner = ReferenceRunner(merge(checkpoint, trained.delta), trained.routing, trained.prompt, trained.gate)
+    return Subject(name, runner, vocabulary)
 
 
 def vocabulary_file(path: Path, scratch: Path) -> Path | None:

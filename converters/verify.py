@@ -95,6 +95,8 @@ def as_json(source: str, result: str, done: Verification, max_kl: float | None =
         "top10": parity.top10,
         "perplexity": {"source": number(ends[0]), "result": number(ends[1])},
         "routing_kl": number(parity.routing_kl),
+        "prompt_kl": number(parity.prompt_kl),
+        "gate_distance": number(parity.gate_distance),
         "max_kl": max_kl,
         "exceeded": max_kl is not None and not parity.mean_kl <= max_kl,
         "notices": list(done.notices),

@@ -290,6 +290,8 @@ def _show(done: Verification) -> None:
         "top ten in common": f"{parity.top10:.2%}",
         "perplexity": "{:.5g} and {:.5g}".format(*parity.perplexity) if parity.perplexity else "",
         "routing KL": "" if parity.routing_kl is None else f"{parity.routing_kl:.3e} nats",
+        "prompt routing KL": "" if parity.prompt_kl is None else f"{parity.prompt_kl:.3e} nats",
+        "gates apart": "" if parity.gate_distance is None else f"{parity.gate_distance:.3e}",
         "tokens": f"{parity.tokens} in windows of {done.window}",
     }
     ui.pairs({name: value for name, value in rows.items() if value})

@@ -37,6 +37,20 @@ def test_compare() -> None:
     )
 
 
+def test_the_heads_of_a_router_are_compared_apart() -> None:
+    like = np.log(np.float32([[1, 1], [1, 1]]))
+    other = np.log(np.float32([[3, 1], [1, 1]]))
+    source, result = (
+        Rows(like, like, like, np.float32([[0.5], [0.25]])),
+        Rows(like, like, other, np.float32([[0.5], [0.5]])),
+    )
+    got = compare(source, result)
+    assert (got.mean_kl, got.routing_kl, got.gate_distance) == (0, 0, 0.125)
+    assert got.prompt_kl == pytest.approx(np.log(4 / 3) / 4, rel=1e-5)
+    assert str(got).endswith("2 tokens, routing KL 0.00e+00, prompt routing KL 7.19e-02, gates apart 1.25e-01")
+    assert compare(Rows(like, like, like), result).gate_distance is None
+
+
 @pytest.mark.parametrize("mean", [0.6, float("nan")])
 def test_a_broken_result_is_refused(mean: float) -> None:
     parity = Parity(mean, 1.0, 0.5, 10)

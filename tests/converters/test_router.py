@@ -172,11 +172,14 @@ def test_safetensors_and_gguf_give_the_same_router(base: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-6), ("int8", 0.02), ("int4", 0.5)])
-def test_returns_parity(precision: str, limit: float, base: Path, trained: Path, tmp_path: Path) -> None:
-    got = convert_router(base, tmp_path / "r.onnx", trained, precision=precision, context=256)
+def test_returns_parity(precision: str, limit: float, base: Path, tmp_path: Path) -> None:
+    gated = tiny.write_trained(tmp_path / "gated.safetensors", gate_bias=-0.5)
+    got = convert_router(base, tmp_path / "r.onnx", gated, precision=precision, context=256)
     assert got is not None
     assert got.mean_kl < limit and got.top1 > 0.5 and got.tokens == 256
     assert got.routing_kl is not None and got.routing_kl < limit
+    assert got.prompt_kl is not None and got.prompt_kl < limit
+    assert got.gate_distance is not None and got.gate_distance < limit
 
 
 def test_large_models_keep_weights_beside(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,9 @@ class ReferenceRunner:
             raise ModelError(f"{self._checkpoint.path} has {config.vocab} tokens, and the check needs {max(tokens)}")
         hidden = hidden_states(self._checkpoint, tokens)
         heads = [None if head is None else hidden @ head.T for head in self._heads]
-        gate = self._gate
-        heads.append(None if gate is None else 1 / (1 + np.exp(-(hidden @ gate[:, :-1].T + gate[:, -1]))))
+        if (gate := self._gate) is not None:
+            half = (hidden @ gate[:, :-1].T + gate[:, -1]) / 2
+            heads.append((1 + np.tanh(half)) / 2)  # the sigmoid, without overflow
         for first in range(0, len(tokens), _POSITIONS):
             rows = logits_of(self._checkpoint, hidden[first : first + _POSITIONS])
             for at in range(0, len(rows), BLOCK):

@@ -251,16 +251,16 @@ def router(
         raise UsageError(f"the objective is {objective!r}", "it is sft or fused")
     if gate and objective != "fused":
         raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
-    weights = {"lam": lam, "lm_share": lm_share, "gamma": gamma, "beta": beta, "distill": distill}
-    belongs = {
-        "--lambda": (lam, objective == "sft", "--objective sft"),
-        "--lm-share": (lm_share, objective == "fused", "--objective fused"),
-        "--gamma": (gamma, objective == "fused", "--objective fused"),
-        "--beta": (beta, bool(pairs), "--pairs"),
-        "--distill": (distill, teacher is not None, "--teacher"),
+    weights = {
+        "lam": (lam, "--lambda", objective == "sft", "--objective sft"),
+        "lm_share": (lm_share, "--lm-share", objective == "fused", "--objective fused"),
+        "gamma": (gamma, "--gamma", objective == "fused", "--objective fused"),
+        "beta": (beta, "--beta", bool(pairs), "--pairs"),
+        "distill": (distill, "--distill", teacher is not None, "--teacher"),
     }
-    for option, (weight, used, to) in belongs.items():
-        if weight is not None and not used:
+    given = {name: weight for name, (weight, *_) in weights.items() if weight is not None}
+    for _, option, used, to in map(weights.__getitem__, given):
+        if not used:
             raise UsageError(f"{option} weighs nothing here", f"it belongs to {to}")
     if pairs and start is None:
         raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
@@ -326,7 +326,7 @@ def router(
                 first=first,
                 full=full,
                 fit_head=fit_head,
-                **{name: weight for name, weight in weights.items() if weight is not None},
+                **given,
             ),
             schedule=schedule,
             hardware=Hardware(threads or physical_cores(), device, save_memory),

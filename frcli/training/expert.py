@@ -51,8 +51,7 @@ def train_expert(
     def loss_of(batch: Batch) -> dict[str, Any]:
         return {"loss": answer_loss(expert, batch)}
 
-    others = () if tuple(modules) == EXPERT_MODULES else (tuple(modules),)
-    run = fingerprint([base], examples, rank, schedule, *others)
+    run = fingerprint([base], examples, rank, schedule, tuple(modules))
     fit(expert.parameters(), loss_of, examples, schedule, checkpoint, run, report)
     # The folder of the base on this machine is of no use to anybody else.
     expert.peft_config["default"].base_model_name_or_path = base.name

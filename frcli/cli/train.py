@@ -55,7 +55,12 @@ SaveMemory = Annotated[
     bool, typer.Option("--save-memory", help="Compute inner values again instead of keeping them: a third slower.")
 ]
 Pack = Annotated[
-    bool, typer.Option("--pack", help="Put short examples into one row; without it rows of like length share a step.")
+    bool,
+    typer.Option(
+        "--pack",
+        help="Put short examples into one row, and read what several prompts begin with once; without it rows of like "
+        "length share a step.",
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained, and stop.")]
 

@@ -103,13 +103,34 @@ def add_lora(model: Any, modules: Sequence[str], rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def hidden_states(model: Any, ids: Any, places: Any = None) -> Any:
+def hidden_states(model: Any, ids: Any, places: Any = None, seen: Any = None) -> Any:
     """Last hidden states after the final norm, [batch, tokens, hidden].
 
-    There is no attention mask: rows are padded on the right, where a causal model never looks. Where several texts
-    share a row, ``places`` are the positions within each; transformers keeps them apart where these begin anew.
+    Without ``seen`` there is no attention mask: rows are padded on the right, where a causal model never looks. Where
+    several texts share a row, ``places`` are the positions within each, and ``seen`` bool [batch, 1, tokens, tokens]
+    says which tokens each token sees.
     """
-    return causal(model).model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+    network = causal(model)
+    mask = None if seen is None else _attention_mask(network.config, network.dtype, places, seen)
+    return network.model(input_ids=ids, position_ids=places, attention_mask=mask, use_cache=False).last_hidden_state
+
+
+def _attention_mask(config: Any, dtype: Any, places: Any, seen: Any) -> Any:
+    """``seen`` in the form that a transformers model wants: one mask, or one for each kind of its layers, and added to
+    the scores where attention is computed plainly.
+    """
+    import torch
+
+    window = getattr(config, "sliding_window", None)
+    near = seen if window is None else seen & ((places[:, :, None] - places[:, None, :]) < window)[:, None]
+    if config._attn_implementation == "eager":
+        least = torch.finfo(dtype).min
+        seen, near = (
+            torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, least) for mask in (seen, near)
+        )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        return {"full_attention": seen, "sliding_attention": near}
+    return near
 
 
 def next_logits(model: Any, states: Any) -> Any:

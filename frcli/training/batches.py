@@ -13,74 +13,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frcli.examples import Encoded
+from frcli.training.packing import alike, families, filled, fitted, seen, size
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What is read in one step.
 
-    ``indices`` are the examples' places in the list that was given, ``ids`` is int64 [rows, longest], and ``places``
-    int64 of the same shape the positions within each example, None where every row is one. The arrays ``row`` and
-    ``position`` int64 [n] name the places whose next token, ``target`` int64 [n], is part of an answer, and ``example``
-    int64 [n] which of ``indices`` it belongs to; they go through the examples in order.
+    ``indices`` are the examples' places in the list that was given, ``ids`` is int64 [rows, longest]. Where examples
+    share rows, ``places`` int64 of the same shape are the positions within each, and ``seen`` bool [rows, 1, longest,
+    longest] says which tokens each token sees; None where every row is one. The arrays ``row`` and ``position``
+    int64 [n] name the places whose next token, ``target`` int64 [n], is part of an answer, and ``example`` int64 [n]
+    which of ``indices`` it belongs to; they go through the examples in order.
     """
 
     indices: list[int]
     ids: NDArray[np.int64]
     places: NDArray[np.int64] | None
+    seen: NDArray[np.bool_] | None
     row: NDArray[np.int64]
     position: NDArray[np.int64]
     target: NDArray[np.int64]
     example: NDArray[np.int64]
 
 
-def size(example: Encoded) -> int:
-    """How many tokens are read of an example."""
-    return len(example.prompt) + len(example.answer)
-
-
 def make_batch(examples: Sequence[Encoded], indices: Sequence[int], pack: bool = False) -> Batch:
     """The batch of the examples at ``indices``; padding is token 0, which no answer position ever sees.
 
-    With ``pack`` short examples share a row that is as long as the longest one; ``places`` tells them apart.
+    With ``pack`` short examples share a row that is as long as the longest one, and those that follow each other and
+    begin alike share that beginning (see :mod:`frcli.training.packing`).
     """
     chosen = [examples[i] for i in indices]
-    width = max(map(size, chosen))
-    starts = _fitted(list(map(size, chosen)), width) if pack else [(row, 0) for row in range(len(chosen))]
+    groups = families(chosen, range(len(chosen)), share=pack)
+    sizes = [group.size for group in groups]
+    width = max(sizes)
+    starts = fitted(sizes, width) if pack else [(row, 0) for row in range(len(groups))]
     shape = (max(row for row, _ in starts) + 1, width)
-    ids, places = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    ids, places, family, branch = (np.zeros(shape, np.int64) for _ in range(4))
     rows, positions, targets = [], [], []
-    for (row, start), example in zip(starts, chosen, strict=True):
-        tokens = example.prompt + example.answer
-        ids[row, start : start + len(tokens)] = tokens
-        places[row, start : start + len(tokens)] = np.arange(len(tokens))
-        first = start + len(example.prompt) - 1
-        rows.append(np.full(len(example.answer), row))
-        positions.append(np.arange(first, first + len(example.answer)))
-        targets.append(np.array(example.answer))
+    for number, (group, (row, start)) in enumerate(zip(groups, starts, strict=True), 1):
+        shared = group.shared
+        family[row, start : start + group.size] = number
+        ids[row, start : start + shared] = chosen[group.members[0]].prompt[:shared]
+        places[row, start : start + shared] = np.arange(shared)
+        at = start + shared
+        for own, member in enumerate(group.members, 1):
+            example = chosen[member]
+            rest = (example.prompt + example.answer)[shared:]
+            end = at + len(rest)
+            ids[row, at:end], branch[row, at:end] = rest, own
+            places[row, at:end] = np.arange(shared, shared + len(rest))
+            first = end - len(example.answer) - 1
+            rows.append(np.full(len(example.answer), row))
+            positions.append(np.arange(first, end - 1))
+            targets.append(np.array(example.answer))
+            at = end
     join: Any = np.concatenate
     return Batch(
         list(indices),
         ids,
         places if pack else None,
+        seen(family, branch) if pack else None,
         join(rows).astype(np.int64),
         join(positions).astype(np.int64),
         join(targets).astype(np.int64),
         np.repeat(np.arange(len(chosen)), [len(example.answer) for example in chosen]),
     )
-
-
-def _fitted(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
-    """Row and start of each length, the longest first into the first row that has room for it."""
-    filled: list[int] = []
-    places = [(0, 0)] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= width), len(filled))
-        if row == len(filled):
-            filled.append(0)
-        places[index] = row, filled[row]
-        filled[row] += lengths[index]
-    return places
 
 
 def plan_epoch(
@@ -94,17 +92,19 @@ def plan_epoch(
     """Indices of one epoch's batches: every example once, at most ``budget`` padded tokens a batch (one row at least).
 
     Rows are sorted by length inside shuffled pools, so that little is padding and yet batches differ from epoch to
-    epoch; with ``pack``, which needs no such order, the budget counts the examples' own tokens. ``units``, if given,
-    says which examples must be in one batch, as the two answers of a pair.
+    epoch; with ``pack``, which needs no such order, the budget counts the tokens that are read, and examples that begin
+    alike are in one batch. ``units``, if given, says which examples must be, as the two answers of a pair.
     """
     order = [[i] for i in range(len(examples))] if units is None else [list(unit) for unit in units]
 
     def length(unit: Sequence[int]) -> int:
         return max(size(examples[i]) for i in unit)
 
-    rng.shuffle(order)
     if pack:
-        return _filled(order, [sum(size(examples[i]) for i in unit) for unit in order], budget)
+        order = alike(examples, order)
+        rng.shuffle(order)
+        return filled(order, [sum(family.size for family in families(examples, unit)) for unit in order], budget)
+    rng.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         batch: list[int] = []
@@ -115,19 +115,6 @@ def plan_epoch(
             batch += unit
         batches.append(batch)
     rng.shuffle(batches)
-    return batches
-
-
-def _filled(order: Sequence[Sequence[int]], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """The units in their order, as many in a batch as the budget has room for."""
-    batches: list[list[int]] = []
-    used = budget
-    for unit, tokens in zip(order, sizes, strict=True):
-        if used + tokens > budget:
-            batches.append([])
-            used = 0
-        batches[-1] += unit
-        used += tokens
     return batches
 
 

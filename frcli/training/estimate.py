@@ -15,6 +15,7 @@ from converters.decoder import DecoderConfig
 from frcli.examples import Encoded
 from frcli.training.batches import make_batch
 from frcli.training.loop import Schedule, plan
+from frcli.training.packing import families
 
 _FLOAT = 4
 _OVERHEAD = 600 << 20  # bytes of torch, transformers and Python
@@ -44,11 +45,11 @@ def estimate(
     """The cost of training a LoRA of ``rank`` on ``modules`` of a base of which ``layers`` are kept (0: all), or (None)
     all of its weights.
 
-    A token costs 2 operations a weight forwards and 2 backwards, and 2 more where the weight has a gradient of its own;
-    logits only where an answer is. Memory holds the weights in float32, four numbers for each that is trained, what the
-    layers keep for the way back (with ``save_memory`` what goes into them, and the values inside of one), and four
-    times the logits, once more for each of so many ``losses`` beside the likelihood. ``flops`` are those of this
-    machine, measured if not given.
+    A token that is read costs 2 operations a weight forwards and 2 backwards, and 2 more where the weight has a
+    gradient of its own; logits only where an answer is. Memory holds the weights in float32, four numbers for each that
+    is trained, what the layers keep for the way back (with ``save_memory`` what goes into them, and the values inside
+    of one), and four times the logits, once more for each of so many ``losses`` beside the likelihood. ``flops`` are
+    those of this machine, measured if not given.
     """
     config = open_checkpoint(base).config
     depth = layers or config.layers
@@ -69,7 +70,7 @@ def estimate(
     per_token = depth * config.hidden + inside if save_memory else depth * inside
     frozen = 0 if modules is None else table * (1 if config.tied else 2) + inner
     memory = _FLOAT * (frozen + 4 * trained + longest * per_token + (4 + losses) * answers * config.vocab)
-    tokens = sum(len(examples[i].prompt) + len(examples[i].answer) for step in steps for i in step)
+    tokens = sum(family.size for step in steps for family in families(examples, step, share=schedule.pack))
     rows = sum(len(examples[i].answer) for step in steps for i in step)
     if modules is None:
         work = 6.0 * (inner * tokens + table * rows)

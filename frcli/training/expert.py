@@ -17,11 +17,11 @@ def answer_loss(model: Any, batch: Batch) -> Any:
     """Mean negative log-likelihood, in nats, of the batch's answer tokens; the head runs on their positions only."""
     import torch
 
-    ids, row, position, target = (
-        torch.from_numpy(array).to(model.device) for array in (batch.ids, batch.row, batch.position, batch.target)
+    ids, places, seen, row, position, target = (
+        None if array is None else torch.from_numpy(array).to(model.device)
+        for array in (batch.ids, batch.places, batch.seen, batch.row, batch.position, batch.target)
     )
-    places = None if batch.places is None else torch.from_numpy(batch.places).to(model.device)
-    picked = hidden_states(model, ids, places)[row, position]
+    picked = hidden_states(model, ids, places, seen)[row, position]
     return torch.nn.functional.cross_entropy(next_logits(model, picked), target)
 
 

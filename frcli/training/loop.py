@@ -21,7 +21,7 @@ from frcli.training.batches import Batch, make_batch, plan_epoch
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """How long and how fast to train; ``budget`` is in padded tokens a step, ``max_steps`` 0 means all, and ``pack``
-    puts short examples into one row.
+    puts short examples into one row and those that begin alike behind one beginning.
     """
 
     epochs: int = 1

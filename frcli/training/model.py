@@ -95,8 +95,8 @@ class RouterModel:
 
     def states(self, batch: Batch) -> Any:
         """The hidden states before the batch's answer tokens, float32 [n, hidden]."""
-        places = None if batch.places is None else self.here(batch.places)
-        hidden = hidden_states(self.language, self.here(batch.ids), places)
+        places, seen = (None if array is None else self.here(array) for array in (batch.places, batch.seen))
+        hidden = hidden_states(self.language, self.here(batch.ids), places, seen)
         return hidden[self.here(batch.row), self.here(batch.position)].float()
 
     def here(self, array: NDArray[Any]) -> Any:

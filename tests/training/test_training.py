@@ -39,6 +39,34 @@ def test_short_examples_share_a_row() -> None:
     assert (batch.target.tolist(), batch.example.tolist()) == ([2, 6, 7, 9, 10], [0, 1, 1, 2, 2])
 
 
+BEGIN = list(range(50, 70))
+ALIKE = [Encoded([*BEGIN, 5, 6], [7, 8]), Encoded([*BEGIN, 9], [10]), Encoded([*BEGIN[:18], 3, 4], [2, 1])]
+
+
+def test_prompts_that_begin_alike_share_their_beginning() -> None:
+    batch = make_batch(ALIKE, [0, 1], pack=True)
+    assert batch.ids.tolist() == [[*BEGIN, 5, 6, 7, 8, 9, 10]]
+    assert batch.places is not None and batch.places.tolist() == [[*range(24), 20, 21]]
+    assert (batch.position.tolist(), batch.target.tolist()) == ([21, 22, 24], [7, 8, 10])
+    assert batch.seen is not None and batch.seen.shape == (1, 1, 26, 26)
+    assert np.flatnonzero(batch.seen[0, 0, 24]).tolist() == [*range(20), 24]
+    assert np.flatnonzero(batch.seen[0, 0, 22]).tolist() == list(range(23))
+
+
+def test_a_prompt_that_is_asked_twice_shares_all_but_the_token_before_the_answer() -> None:
+    batch = make_batch([Encoded([1, 2, 3], [4, 5]), Encoded([1, 2, 3], [6])], [0, 1], pack=True)
+    assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 3, 6]]
+    assert (batch.position.tolist(), batch.target.tolist()) == ([2, 3, 5], [4, 5, 6])
+
+
+def test_what_begins_alike_is_in_one_batch_and_counts_once() -> None:
+    examples = [example for pair in zip(EXAMPLES[:3], ALIKE, strict=True) for example in pair]
+    batches = plan_epoch(examples, 40, random.Random(3), pack=True)
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    (together,) = (batch for batch in batches if 1 in batch)
+    assert {1, 3, 5} <= set(together) and len(together) == 4  # 18 tokens thrice in 32 tokens, and 6 of another
+
+
 def test_packed_batches_fill_the_budget() -> None:
     batches = plan_epoch(EXAMPLES, 24, random.Random(3), pack=True)
     assert sorted(i for batch in batches for i in batch) == list(range(len(EXAMPLES)))
@@ -55,11 +83,11 @@ def test_examples_in_one_row_do_not_see_each_other(family: str, tmp_path: Path) 
     from frcli.training.expert import answer_loss
 
     model = load_base(families.save(families.make(family), tmp_path), Hardware())
-    long = [Encoded(list(range(5, 45)), [9, 8, 7]), *EXAMPLES[:5], Encoded(list(range(100, 130)), [1])]
+    long = [Encoded(list(range(5, 45)), [9, 8, 7]), *EXAMPLES[:5], *ALIKE, Encoded(list(range(100, 130)), [1])]
     with torch.no_grad():
         apart = float(answer_loss(model, make_batch(long, range(len(long)))))
         together = float(answer_loss(model, make_batch(long, range(len(long)), pack=True)))
-    assert make_batch(long, range(len(long)), pack=True).ids.shape == (3, 43)
+    assert make_batch(long, range(len(long)), pack=True).ids.shape == (4, 43)
     assert together == pytest.approx(apart, abs=1e-5)
 
 

@@ -101,12 +101,14 @@ def score(example: Encoded, systems: Systems) -> Sums:
     FusionRoute's row is the mean ``(z_i + gamma z_router) / (1 + gamma)`` with i the router's choice.
     """
     experts, router, width = systems.experts, systems.router, systems.width
-    sources = (*experts.values(), *systems.others.values(), *systems.rivals.values(), router)
-    for source in {id(source): source for source in sources}.values():
-        if source is not None:
-            source.rewind(0, 0)
-            source.extend([Feed(0, example.prompt[:-1], 0)])
-    policies = _for_prompt(example, systems)
+    named = (*experts.values(), *systems.others.values(), *systems.rivals.values(), router)
+    sources = {id(source): source for source in named if source is not None}.values()
+    for source in sources:
+        source.rewind(0, 0)
+    policies = _for_prompt(example, systems)  # whoever is asked has read the prompt for it
+    for source in sources:
+        if unread := example.prompt[source.length(0) : -1]:
+            source.extend([Feed(0, unread, 0)])
     names = list(experts)
     sums = Sums(dict.fromkeys(systems.names, 0.0))
     inputs = [example.prompt[-1], *example.answer[:-1]]

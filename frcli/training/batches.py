@@ -4,6 +4,7 @@ decides.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frcli.examples import Encoded
-from frcli.training.packing import alike, families, filled, fitted, seen, size
+from frcli.training.packing import Family, alike, families, layout, seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,7 @@ def make_batch(examples: Sequence[Encoded], indices: Sequence[int], pack: bool =
     """
     chosen = [examples[i] for i in indices]
     groups = families(chosen, range(len(chosen)), share=pack)
-    sizes = [group.size for group in groups]
-    width = max(sizes)
-    starts = fitted(sizes, width) if pack else [(row, 0) for row in range(len(groups))]
-    shape = (max(row for row, _ in starts) + 1, width)
+    starts, shape = layout(groups, pack)
     ids, places, family, branch = (np.zeros(shape, np.int64) for _ in range(4))
     rows, positions, targets = [], [], []
     for number, (group, (row, start)) in enumerate(zip(groups, starts, strict=True), 1):
@@ -92,24 +90,22 @@ def plan_epoch(
     """Indices of one epoch's batches: every example once, at most ``budget`` padded tokens a batch (one row at least).
 
     Rows are sorted by length inside shuffled pools, so that little is padding and yet batches differ from epoch to
-    epoch; with ``pack``, which needs no such order, the budget counts the tokens that are read, and examples that begin
-    alike are in one batch. ``units``, if given, says which examples must be, as the two answers of a pair.
+    epoch. ``units``, if given, says which examples must be in one batch, as the two answers of a pair; with ``pack``
+    examples that begin alike are.
     """
     order = [[i] for i in range(len(examples))] if units is None else [list(unit) for unit in units]
-
-    def length(unit: Sequence[int]) -> int:
-        return max(size(examples[i]) for i in unit)
-
     if pack:
         order = alike(examples, order)
-        rng.shuffle(order)
-        return filled(order, [sum(family.size for family in families(examples, unit)) for unit in order], budget)
+
+    def groups(indices: Sequence[int]) -> list[Family]:
+        return families(examples, indices, share=pack)
+
     rng.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         batch: list[int] = []
-        for unit in sorted(order[start : start + pool], key=length):
-            if batch and (len(batch) + len(unit)) * length(unit) > budget:
+        for unit in sorted(order[start : start + pool], key=lambda unit: max(group.size for group in groups(unit))):
+            if batch and math.prod(layout(groups([*batch, *unit]), pack)[1]) > budget:
                 batches.append(batch)
                 batch = []
             batch += unit

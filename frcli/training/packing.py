@@ -69,30 +69,23 @@ def _common(one: Sequence[int], other: Sequence[int], most: int) -> int:
     return next((at for at in range(most) if one[at] != other[at]), most)
 
 
-def fitted(lengths: Sequence[int], width: int) -> list[tuple[int, int]]:
-    """Row and start of each length, the longest first into the first row that has room for it."""
+def layout(groups: Sequence[Family], pack: bool) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Row and start of each family, and how many rows there are and how long they are: as long as the longest family,
+    which with ``pack`` stand behind each other where there is room, the longest first.
+    """
+    sizes = [group.size for group in groups]
+    width = max(sizes)
+    if not pack:
+        return [(row, 0) for row in range(len(sizes))], (len(sizes), width)
     filled: list[int] = []
-    places = [(0, 0)] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, used in enumerate(filled) if used + lengths[index] <= width), len(filled))
+    places = [(0, 0)] * len(sizes)
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        row = next((row for row, used in enumerate(filled) if used + sizes[index] <= width), len(filled))
         if row == len(filled):
             filled.append(0)
         places[index] = row, filled[row]
-        filled[row] += lengths[index]
-    return places
-
-
-def filled(order: Sequence[Sequence[int]], sizes: Sequence[int], budget: int) -> list[list[int]]:
-    """The units in their order, as many in a batch as the budget has room for."""
-    batches: list[list[int]] = []
-    used = budget
-    for unit, tokens in zip(order, sizes, strict=True):
-        if used + tokens > budget:
-            batches.append([])
-            used = 0
-        batches[-1] += unit
-        used += tokens
-    return batches
+        filled[row] += sizes[index]
+    return places, (len(filled), width)
 
 
 def seen(family: NDArray[np.int64], branch: NDArray[np.int64]) -> NDArray[np.bool_]:

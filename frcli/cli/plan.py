@@ -51,6 +51,7 @@ def say_cost(
     schedule: Schedule,
     modules: Sequence[str] | None,
     rank: int,
+    threads: int,
     *,
     layers: int = 0,
     single: int | None = None,
@@ -58,13 +59,24 @@ def say_cost(
     save_memory: bool = False,
 ) -> None:
     from frcli.cli.ui import size
-    from frcli.sources.devices import available_memory
+    from frcli.sources.devices import available_memory, physical_cores
     from frcli.training.batches import pair_units
-    from frcli.training.estimate import estimate
+    from frcli.training.estimate import estimate, machine_flops
 
+    cores = physical_cores()  # all of which the measured product takes
+    flops = machine_flops() * min(threads or cores, cores) / cores
     units = None if single is None else pair_units(single, len(examples))
     cost = estimate(
-        base, examples, schedule, modules, rank, layers=layers, units=units, losses=losses, save_memory=save_memory
+        base,
+        examples,
+        schedule,
+        modules,
+        rank,
+        layers=layers,
+        units=units,
+        losses=losses,
+        save_memory=save_memory,
+        flops=flops,
     )
     memory, minutes = f"{size(cost.memory)} of memory ({size(available_memory())} are free)", cost.seconds / 60
     typer.echo(f"about {memory} and {minutes:.0f} minutes to train on this processor", err=True)

@@ -112,7 +112,7 @@ def expert(
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
     examples, _ = prepare(base, data, max_length, schedule)
     if dry_run:
-        say_cost(base, examples, schedule, chosen, rank, save_memory=save_memory)
+        say_cost(base, examples, schedule, chosen, rank, threads, save_memory=save_memory)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores
@@ -280,7 +280,7 @@ def router(
             raise UsageError(f"{option}: there is no {path}", "give a router that was trained, or its ONNX file")
     named: dict[str, Path | None] = {}
     for text in experts:
-        name, _, file = text.partition("=")
+        name, given_file, file = text.partition("=")
         try:
             valid_name(name)
         except ValueError as error:
@@ -289,6 +289,8 @@ def router(
             raise UsageError(
                 f"--expert {text}: the name is given twice", "write --expert NAME=GGUF once for each expert"
             )
+        if given_file and not file:
+            raise UsageError(f"--expert {text} has no value", f"write {name}=GGUF, or {name} for the base itself")
         named[name] = Path(file) if file else None
         if file and not Path(file).is_file():
             raise UsageError(f"--expert {text}: there is no {file}", "make it with frcli convert adapter")
@@ -297,19 +299,20 @@ def router(
     if dry_run:
         both = [answer for pair in encoded for answer in pair]
         modules = None if full else ROUTER_MODULES
-        losses = 1 + (objective == "fused") + 2 * bool(pairs)
+        losses = 1 + (objective == "fused") + 2 * bool(pairs) + (teacher is not None)
         say_cost(
             model or base,
             [*examples, *both],
             schedule,
             modules,
             rank,
+            threads,
             layers=layers,
             single=len(examples),
             losses=losses,
             save_memory=save_memory,
         )
-        say_asking(list(named), examples, both)
+        say_asking([*named, *(["the teacher"] if teacher else [])], examples, both)
         return
     from frcli.cli.ui import training_progress
     from frcli.sources.devices import physical_cores

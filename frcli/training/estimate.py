@@ -40,7 +40,7 @@ def estimate(
     units: Sequence[Sequence[int]] | None = None,
     losses: int = 0,
     save_memory: bool = False,
-    flops: float | None = None,
+    flops: float,
 ) -> Estimate:
     """The cost of training a LoRA of ``rank`` on ``modules`` of a base of which ``layers`` are kept (0: all), or (None)
     all of its weights.
@@ -49,7 +49,7 @@ def estimate(
     gradient of its own; logits only where an answer is. Memory holds the weights in float32, four numbers for each that
     is trained, what the layers keep for the way back (with ``save_memory`` what goes into them, and the values inside
     of one), and four times the logits, once more for each of so many ``losses`` beside the likelihood. ``flops`` are
-    those of this machine, measured if not given.
+    how many operations a second there are (see :func:`machine_flops`).
     """
     config = open_checkpoint(base).config
     depth = layers or config.layers
@@ -77,7 +77,7 @@ def estimate(
     else:
         work = 4.0 * (inner + trained) * tokens + 4.0 * table * rows
     work += 2.0 * inner * tokens if save_memory else 0.0  # the layers once more
-    return Estimate(memory + _OVERHEAD, work / (flops or machine_flops()))
+    return Estimate(memory + _OVERHEAD, work / flops)
 
 
 def _layer_weights(config: DecoderConfig) -> int:

@@ -13,7 +13,7 @@ data=$1 out=$2
 shift 2
 all=(math code logic baseline sft fused gated pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
 threads=${THREADS:-2} limit=${LIMIT:-100}
-base=$(echo "${FRCLI_CACHE:-$HOME/.cache/frcli}"/files/*/SmolLM2-135M-Instruct.Q4_1.gguf)
+base=$(echo "${FRCLI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/frcli}"/files/*/SmolLM2-135M-Instruct.Q4_1.gguf)
 [ -f "$base" ] || { echo "no base: run frcli models pull smollm2-quartet first" >&2; exit 1; }
 mkdir -p "$out/results"
 
@@ -35,13 +35,13 @@ mixed=(
 graded=("${mixed[@]:0:7}")
 
 dev() { # dev FIRST STOP SEEDS: those dev rows of the columns of the NLL table; prompts of two domains are made of the rows behind them
-  local a=$1 b=$2 c=$((2 * $2 - $1)) set columns
+  local a=$1 b=$2 c=$((2 * $2 - $1)) d=$((3 * $2 - 2 * $1)) set columns
   columns=("math=$data"/{gsm8k,svamp}_dev.jsonl@"$a:$b" "code=$data/mbpp_dev.jsonl@$a:$b")
   for set in proofwriter folio logicaldeduction prontoqa arlsat; do columns+=("logic=$data/logic_${set}_dev.jsonl@$a:$b"); done
   columns+=("general=$data/self_instruct_seed.jsonl@$3")
   columns+=("mixed=$data/gsm8k_dev.jsonl@$b:$c+$data/mbpp_dev.jsonl@$b:$c")
   columns+=("mixed=$data/svamp_dev.jsonl@$b:$c+$data/logic_folio_dev.jsonl@$b:$c")
-  columns+=("mixed=$data/logic_prontoqa_dev.jsonl@$b:$c+$data/mbpp_dev.jsonl@$b:$c")
+  columns+=("mixed=$data/logic_prontoqa_dev.jsonl@$c:$d+$data/mbpp_dev.jsonl@$c:$d")
   mapfile -t options < <(rows "${columns[@]}")
 }
 
@@ -49,7 +49,7 @@ expert() { # expert NAME OPTION... : a LoRA expert and its GGUF
   local name=$1
   shift
   [ -e "$out/$name.gguf" ] && return
-  frcli train expert --base "$base" -o "$out/$name" --seed 1 --threads "$threads" "$@"
+  [ -e "$out/$name/adapter_config.json" ] || frcli train expert --base "$base" -o "$out/$name" --seed 1 --threads "$threads" "$@"
   frcli convert adapter "$out/$name" --base "$base" -o "$out/$name.gguf"
 }
 
@@ -65,6 +65,13 @@ router() { # router NAME OPTION... : a router, its ONNX file, and a bundle aroun
   fi
   [ -e "$out/$name.onnx" ] || frcli convert router --base "$base" --trained "$out/$name/router.safetensors" -o "$out/$name.onnx"
   [ -e "$out/bundles/$name" ] || frcli models new "$name" -o "$out/bundles/$name" --link --base "$base" "${quartet[@]}" --router "$out/$name.onnx"
+}
+
+score() { # score NAME BUNDLE OPTION... : NLL of the answers in the rows that options name
+  local file=$out/results/$1.json
+  [ -e "$file" ] && return
+  frcli eval nll "$2" --threads "$threads" "${options[@]}" "${@:3}" --force -o "$file.part"
+  mv "$file.part" "$file"
 }
 
 compare() { # compare NAME BUNDLE POLICY... : accuracy on eight tasks
@@ -112,14 +119,12 @@ for step in "${@:-${all[@]}}"; do
     nll)
       routers=()
       for name in sft sft-cdpo fused fused-cdpo l16 l12; do routers+=(--router "$name=$out/$name.onnx"); done
-      for part in tune:80:100:100:110 nll:0:40:110:140; do # gamma is chosen on rows of its own
+      for part in tune:80:100:100:110 nll:0:40:110:140; do # tune.json: rows of its own, to choose gamma by
         IFS=: read -r file first stop seeds end <<< "$part"
         dev "$first" "$stop" "$seeds:$end"
-        [ -e "$out/results/$file.json" ] || frcli eval nll "$out/bundles/gated" --threads "$threads" --gammas 0,0.25,0.5,0.75,1 "${options[@]}" \
-          "${routers[@]}" --policy prompt-router --policy sum --policy packllm -o "$out/results/$file.json"
+        score "$file" "$out/bundles/gated" --gammas 0,0.25,0.5,0.75,1 "${routers[@]}" --policy prompt-router --policy sum --policy packllm
       done
-      [ -e "$out/results/nll-baseline.json" ] || frcli eval nll "$out/bundles/baseline" --threads "$threads" "${options[@]}" --policy sum \
-        -o "$out/results/nll-baseline.json"
+      score nll-baseline "$out/bundles/baseline" --policy sum
       ;;
     tasks)
       compare quartet "$out/bundles/gated" fusionroute fusionroute,gamma=0 prompt-router expert:general expert:math expert:code expert:logic sum packllm
@@ -133,7 +138,10 @@ for step in "${@:-${all[@]}}"; do
         mv "$out/results/bench-$name.part" "$out/results/bench-$name.json"
       done
       ;;
-    results) python "$here/../../benchmarks/results.py" "$here/results/results.toml" -o "$here/RESULTS.md" ;;
+    results)
+      [ "$here/results" -ef "$out/results" ] || cp "$here/results/results.toml" "$out/results/"
+      python "$here/../../benchmarks/results.py" "$out/results/results.toml" -o "$out/RESULTS.md"
+      ;;
     *) echo "no step $step: ${all[*]}" >&2; exit 2 ;;
   esac
 done

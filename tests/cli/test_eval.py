@@ -116,11 +116,16 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
         if command[0] == "router":  # the two rows that are given twice are asked once
             assert asking[0].startswith("before that each of general, math reads 4 texts of ")
         assert len(asking) == (command[0] == "router")
+    (tmp_path / "teacher.onnx").touch()
+    result = frcli("train", "router", "--expert", "a", "--teacher", tmp_path / "teacher.onnx", *common)
+    assert "before that each of a, the teacher reads 4 texts of " in result.stderr
     assert not (tmp_path / "out").exists()
     result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
     assert result.returncode == 2 and "given twice" in result.stderr
     result = frcli("train", "router", "--expert", "a", "--expert", "math=there", *common)
     assert result.returncode == 2 and "there is no there" in result.stderr
+    result = frcli("train", "router", "--expert", "a", "--expert", "math=", *common)
+    assert result.returncode == 2 and "--expert math= has no value; write math=GGUF" in result.stderr
     for more, words in (
         (("--objective", "dpo"), "it is sft or fused"),
         (("--gate",), "add --objective fused"),

@@ -72,9 +72,9 @@ class Totals:
         """Count an answer."""
         self.answers += 1
         self.tokens += answer.completion_tokens
-        if answer.completion_tokens > 1:  # speed is measured from the first token on
+        if answer.later_tokens:  # speed is measured from the first tokens on
             self.decoding += answer.seconds - answer.first_token
-            self.decoded += answer.completion_tokens - 1
+            self.decoded += answer.later_tokens
         self.used = answer.prompt_tokens + answer.completion_tokens
         self.proposed += answer.proposed
         self.accepted += answer.accepted
@@ -120,7 +120,11 @@ class Session:
         self._steps: list[Step] = []
 
     def change(self, name: str, value: Any) -> None:
-        """Set one setting by its field name; raises ``UsageError`` and changes nothing when it cannot be."""
+        """Set one setting by its field name; raises ``UsageError`` and changes nothing when it cannot be. None for the
+        policy or gamma is the one that the chat began with.
+        """
+        if value is None and name in ("policy", "gamma"):
+            value = getattr(self.initial, name)
         settings = self.settings.with_values({name: value})
         if name in ("policy", "gamma", "sharp"):
             self._use(settings, self.allowed, self.trace)

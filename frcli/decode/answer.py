@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from frcli.decode.loop import Step
 from frcli.decode.reading import Cancelled
+from frcli.decode.stopwatch import Timings
 from frcli.tokens import Span, TextStream
 
 ALL = "all"
@@ -34,7 +35,8 @@ class Answer:
     ``finish_reason`` is ``eos``, ``stop`` (a stop string), ``length`` (max tokens), ``context`` (the context is full)
     or ``cancelled``. ``experts`` counts, for each expert, the tokens that it helped to write, and ``calls`` the calls
     of models that the answer took part in; of ``proposed`` drafts ``accepted`` became tokens. Times are in seconds:
-    ``first_token`` from the start to the first token, ``seconds`` in all. ``logprobs`` has the scores of the text's
+    ``first_token`` from the start to the first token, ``seconds`` in all; ``first_tokens`` are those that came together
+    then, the first one and the drafts that were accepted with it. ``logprobs`` has the scores of the text's
     tokens where they were asked for.
     """
 
@@ -50,12 +52,18 @@ class Answer:
     logprobs: tuple[TokenScore, ...] = ()
     proposed: int = 0
     accepted: int = 0
+    first_tokens: int = 1
+
+    @property
+    def later_tokens(self) -> int:
+        """How many tokens came after the first ones."""
+        return max(0, self.completion_tokens - self.first_tokens)
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of generation after the first token; 0 when there was no second one."""
+        """Speed of generation after the first tokens; 0 when there were no others."""
         rest = self.seconds - self.first_token
-        return (self.completion_tokens - 1) / rest if self.completion_tokens > 1 and rest > 0 else 0.0
+        return self.later_tokens / rest if rest > 0 else 0.0
 
 
 class Transcript:
@@ -70,6 +78,8 @@ class Transcript:
         self._spans: list[Span] = []
         self._experts: Counter[str] = Counter()
         self._written, self._calls, self._first = 0, 0, 0.0
+        self._first_timings: Timings | None = None
+        self._first_tokens = 0
         self._proposed, self._accepted = 0, 0
         self._began = time.perf_counter()
         self._reason = "cancelled"
@@ -85,7 +95,9 @@ class Transcript:
         self._calls += step.calls
         self._proposed += step.proposed
         self._accepted += step.drafted
-        self._first = self._first or time.perf_counter() - self._began
+        if self._first_timings is None:
+            self._first, self._first_timings = time.perf_counter() - self._began, step.timings
+        self._first_tokens += step.timings is self._first_timings  # the tokens of one window share them
         self._experts.update(step.experts)
         tag = step.experts[0] if len(step.experts) == 1 else ALL
         ready = self._stream.push(b"" if step.finish == "eos" else self._piece(step.token), tag)
@@ -116,6 +128,7 @@ class Transcript:
             self._calls,
             proposed=self._proposed,
             accepted=self._accepted,
+            first_tokens=self._first_tokens,
         )
 
 

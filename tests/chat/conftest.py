@@ -19,8 +19,6 @@ from frcli.fusion.mixture import UniformSum
 from frcli.fusion.policy import Policy
 from frcli.fusion.route import FusionRoute
 
-NO_TIME = Timings()
-
 
 class ScriptedEngine:
     """Writes the answers of ``script`` in turn (an error in it is raised); its experts take turns of four tokens."""
@@ -80,8 +78,10 @@ class ScriptedEngine:
             if cancelled():
                 raise Cancelled
             math = number // 4 % 2 == 0
-            yield Step(byte, ("math" if math else "code",), (float(math), 0.25), 1, NO_TIME, number % 4, number % 4 > 1)
-        yield Step(0, ("code",), (0.0, 0.25), 1, NO_TIME, finish="eos")
+            yield Step(
+                byte, ("math" if math else "code",), (float(math), 0.25), 1, Timings(), number % 4, number % 4 > 1
+            )
+        yield Step(0, ("code",), (0.0, 0.25), 1, Timings(), finish="eos")
 
 
 EXPERTS = {"math": "sums", "code": "programs"}

@@ -131,6 +131,16 @@ def test_set_policy_gamma_and_sharp_go_to_the_engine(scripted: Make) -> None:
     assert session.engine.policies == [("sum", 0.5, False), ("sum", 1.0, False), ("sum", 1.0, True)]  # type: ignore[attr-defined]
 
 
+def test_none_takes_policy_and_gamma_back(scripted: Make) -> None:
+    session = scripted()
+    before = (session.settings.policy, session.settings.gamma)
+    for line in ("/set policy sum", "/set gamma 0", "/set policy none", "/set gamma none"):
+        said = run_command(line, session).text
+    assert said == "gamma  0.5"
+    assert (session.settings.policy, session.settings.gamma) == before
+    assert session.engine.policies[-1][:2] == before  # type: ignore[attr-defined]
+
+
 def test_set_default_goes_back_to_the_start(scripted: Make) -> None:
     session = scripted(temperature=0.3, stop=("x",))
     for line in ("/set temperature 1", "/set temperature default", "/set stop none"):

@@ -30,7 +30,7 @@ def _set(session: Session, rest: str) -> Reply:
         )
     value = getattr(session.initial, name) if text == "default" else parse(name, _unquoted(text))
     session.change(name, value)
-    return Reply(f"{name}  {show(name, value)}")
+    return Reply(f"{name}  {show(name, getattr(session.settings, name))}")
 
 
 def _unquoted(text: str) -> str:

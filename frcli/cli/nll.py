@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,8 @@ def nll(
             others={name: engine.expert(name) for name in others} if policies else {},
             rivals={name: rivals.enter_context(closing(engine.open_router(file))) for name, file in named.items()},
         )
+        if taken := [name for name, count in Counter(systems.names).items() if count > 1]:
+            raise UsageError(f"{taken[0]} would name two of the systems", "give --router another name")
         for column, specs in columns.items():
             for spec in specs:
                 encoded = encode_examples(examples[spec], engine.base, engine.template, max_length)

@@ -61,6 +61,9 @@ def test_a_table_of_every_system_and_its_numbers_as_json(tmp_path: Path, data: P
         for place, mean in enumerate(file["nll"].values()):
             total = sum(values[place] for _, values in file["each"])
             assert total / file["tokens"] == pytest.approx(mean, abs=1e-3)
+    taken = ("--router", rival.replace("twin", "math"))
+    again = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}", "--max-length", "128", *taken)
+    assert again.returncode == 2 and "math would name two of the systems; give --router another name" in again.stderr
     again = frcli("eval", "nll", tmp_path / "trio", "--data", f"a={data}", "-o", out)
     assert again.returncode == 1 and "exists" in again.stderr
 

@@ -1,7 +1,7 @@
 """Policies side by side on tasks: the same items for all, their scores, speeds and differences as one document.
 
     {"bundle", "experts", "limit", "seed", "at_once", "draft",
-     "tasks":   {task: {"metric", "items": [doc ids]}},
+     "tasks":   {task: {"metric", "items": [doc ids], "rows": hash of what they are}},
      "groups":  {group: [tasks]},
      "systems": {system: {"tasks": {task: {"mean", "stderr", "scores", "tokens", "calls", "timed", "seconds"}},
                           "mean", "stderr", "tokens_per_second", "calls_per_token"}},
@@ -16,12 +16,14 @@ itself (:mod:`frcli.evaluation.rounds`).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +99,7 @@ def compare(
         "seed": plan.seed,
         "at_once": engine.sequences,
         "draft": engine.options.draft,
-        "tasks": {name: {"metric": task.metric, "items": task.items} for name, task in chosen.items()},
+        "tasks": {name: asdict(task) for name, task in chosen.items()},
         "groups": logiglue.groups(chosen),
         "systems": {},
         "samples": [
@@ -129,10 +131,11 @@ def compare(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A task's main metric, and which of its items are asked."""
+    """A task's main metric, which of its items are asked, and a hash of these."""
 
     metric: str
     items: list[int]
+    rows: str
 
 
 def _choose(plan: Plan) -> dict[str, _Chosen]:
@@ -153,7 +156,8 @@ def _choose(plan: Plan) -> dict[str, _Chosen]:
                 f"the {metric} of {name} is no mean of scores that should be high",
                 "it cannot stand beside others here: use lm_eval run --model frcli",
             )
-        chosen[name] = _Chosen(str(metric), items)
+        rows = json.dumps([task.eval_docs[item] for item in items], sort_keys=True, default=str)
+        chosen[name] = _Chosen(str(metric), items, hashlib.sha256(rows.encode()).hexdigest()[:16])
     return chosen
 
 

@@ -26,7 +26,9 @@ class Rounds(FrcliLM):
         self._recorders, self._timed = recorders, timed
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """See :meth:`FrcliLM.generate_until`."""
+        """See :meth:`FrcliLM.generate_until`; a prompt that does not fit is refused before any other is answered."""
+        for request in requests:
+            self._request(*request.args)
         for part, timed in self._rounds(requests):
             for policy, recorder in self._recorders.items():
                 self.engine.use(policy)

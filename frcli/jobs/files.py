@@ -49,10 +49,10 @@ class JobFiles:
             raise UsageError(f"{self.rows} does not exist", "check the path")
         if self.out is not None:
             with _writing(self.out):
-                target = self.out.resolve()  # a link's target is replaced, not the link
-                if not target.exists() or target.is_file():
-                    self._open(self.out, target)
-                elif target.is_dir():
+                # Asked of the path itself: what a pipe's /dev/fd/N resolves to does not exist.
+                if not self.out.exists() or self.out.is_file():
+                    self._open(self.out, self.out.resolve())  # a link's target is replaced, not the link
+                elif self.out.is_dir():
                     raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         return self
 

@@ -66,12 +66,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that is no request, with the reason; ``id`` is the row's own where it could be read."""
+    """A line that is no request, with the reason; ``id`` is the row's own if it is ``named``, where it could be read,
+    else the number of its ``line``.
+    """
 
     line: int
     id: str | int
     shape: Shape
     reason: str
+    named: bool = False
 
 
 def _as_list(value: Any) -> Any:
@@ -243,11 +246,11 @@ def read_row(line: bytes, number: int, *, lenient: bool = False) -> Row | BadRow
 
     ``lenient`` keeps fields that are not known instead of refusing them.
     """
-    row_id: str | int = number
+    row_id: str | int | None = None
     shape: Shape = "bare"
     try:
         content = _json(line)
-        row_id = _readable_id(content, number)
+        row_id = _readable_id(content)
         if _OPENAI_KEYS & content.keys():
             shape = "completion" if content.get("url") == COMPLETION_URL else "chat"
             row = _openai_row(content, number, lenient)
@@ -256,9 +259,10 @@ def read_row(line: bytes, number: int, *, lenient: bool = False) -> Row | BadRow
         _check_text(row)
         return row
     except ValidationError as error:
-        return BadRow(number, row_id, shape, f"line {number}: {_problems(error)}")
+        reason = _problems(error)
     except (_Refused, UsageError) as error:
-        return BadRow(number, row_id, shape, f"line {number}: {error}")
+        reason = str(error)
+    return BadRow(number, number if row_id is None else row_id, shape, f"line {number}: {reason}", row_id is not None)
 
 
 def _json(line: bytes) -> dict[str, Any]:
@@ -279,12 +283,12 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _readable_id(content: dict[str, Any], number: int) -> str | int:
+def _readable_id(content: dict[str, Any]) -> str | int | None:
     for name in ("custom_id", "id"):
         given = content.get(name)
         if given is not None and given != "" and isinstance(given, (str, int)) and not isinstance(given, bool):
             return _unicode(name, given)
-    return number
+    return None
 
 
 def _unicode(name: str, text: str | int) -> str | int:

@@ -194,6 +194,8 @@ class _Job:
         if line is None:
             return BadRow(number, number, "bare", f"line {number}: it is longer than {MAX_LINE >> 20} MiB")
         row = read_row(line, number, lenient=self._options.lenient)
+        if isinstance(row, BadRow) and not row.named:  # a line that cannot be read takes nobody's id
+            return row
         name = json.dumps(row.id)
         first = self._ids.get(name)
         if first is None:

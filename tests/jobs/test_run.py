@@ -184,6 +184,18 @@ def test_an_id_that_was_there_fails_the_second_row(rows: Callable[..., Path], tm
     assert lines[3]["error"]["message"] == "line 4: the id 4 is that of line 2 already"
 
 
+def test_a_line_that_cannot_be_read_takes_nobodys_id(rows: Callable[..., Path], tmp_path: Path) -> None:
+    source = rows(
+        {"prompt": "a", "id": 1}, b'{"prompt": "torn', {"prompt": "b", "id": 2}, {"id": 3}, {"id": 3, "prompt": "c"}
+    )
+    out = tmp_path / "out.jsonl"
+    assert job(source, out) == JobResult(2, 3)
+    lines = read(out)
+    assert lines[2] | {"text": "B"} == lines[2]
+    assert "line 2: no JSON" in lines[1]["error"]["message"]
+    assert lines[4]["error"]["message"] == "line 5: the id 3 is that of line 4 already"
+
+
 def test_a_line_that_is_too_long_fails_and_the_next_is_read(rows: Callable[..., Path], tmp_path: Path) -> None:
     source = rows({"prompt": "a"}, b'{"prompt": "' + b"x" * MAX_LINE + b'"}', {"prompt": "b"})
     out = tmp_path / "out.jsonl"
@@ -419,6 +431,16 @@ def test_circular_links_are_refused(rows: Callable[..., Path], tmp_path: Path) -
 
 
 # Jobs that end early
+
+
+def test_a_pipe_that_is_named_by_its_number_is_written_to(rows: Callable[..., Path]) -> None:
+    reader, writer = os.pipe()
+    try:
+        assert job(rows({"prompt": "a"}), Path(f"/dev/fd/{writer}")) == JobResult(1, 0)
+    finally:
+        os.close(writer)
+    with open(reader, "rb") as lines:
+        assert json.loads(lines.read())["text"] == "A"
 
 
 @needs_full

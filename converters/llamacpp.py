@@ -69,9 +69,9 @@ class LlamaRunner:
 
     def __init__(self, base: Path, adapter: Path | None = None) -> None:
         C = self._C = library()
-        check_gguf(base)
+        check_gguf(base, adapter=False)
         if adapter is not None:
-            check_gguf(adapter)
+            check_gguf(adapter, adapter=True)
         self._base = base
         with listening(C) as heard:
             parameters = C.llama_model_default_params()

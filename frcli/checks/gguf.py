@@ -73,17 +73,24 @@ class _Broken(Exception):
     """What is wrong with a file."""
 
 
-def check_gguf(path: Path) -> Head:
-    """Return the head of a GGUF file that llama.cpp and gguf's reader can be given.
+def check_gguf(path: Path, *, adapter: bool | None = None) -> Head:
+    """Return the head of a GGUF file that llama.cpp and gguf's reader can be given: as a LoRA ``adapter`` or as a model
+    (None: to read its values only).
 
-    Raises ``ModelError`` for a file that is missing, is no GGUF, is cut short, or says what would end or hang the
-    process.
+    Raises ``ModelError`` for a file that is missing, is no GGUF, is cut short, says what would end or hang the process,
+    or says that it is something else.
     """
     try:
         found = path.stat()
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror or error}", "give the name of a GGUF file") from error
-    return _checked(path, found.st_size, found.st_mtime_ns)
+    head = _checked(path, found.st_size, found.st_mtime_ns)
+    # What it says that it is decides what of it was looked at.
+    if adapter is not None and (kind := head.fields.get("general.type", "model")) != (
+        "adapter" if adapter else "model"
+    ):
+        raise ModelError(f"{path} says that it is {kind!r}", f"give a {'LoRA adapter' if adapter else 'model'}")
+    return head
 
 
 @lru_cache(maxsize=4)  # a file is looked at when its memory is planned, and again when it is loaded

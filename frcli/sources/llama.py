@@ -82,7 +82,7 @@ class LlamaModel:
         self.path, self.simulated = path, simulated
         self._adapters: list[Any] = []
         self._model = None
-        check_gguf(path)
+        check_gguf(path, adapter=False)
         lib = self._lib = library()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
@@ -209,7 +209,7 @@ class LlamaModel:
 
         Raises ``ModelError`` when it cannot be read or was made for another architecture.
         """
-        check_gguf(path)
+        check_gguf(path, adapter=True)
         adapter = self._lib.llama_adapter_lora_init(self._model, os.fsencode(path))
         if not adapter:
             raise ModelError(f"llama.cpp cannot load the adapter {path}", f"was it made for {self.path.name}?")

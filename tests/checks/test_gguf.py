@@ -95,6 +95,15 @@ def rewritten(model: Path, path: Path, change: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kind", ["adapter", "x", 5])
+def test_a_file_is_checked_as_what_it_is_used_as(kind: str | int, model: Path, tmp_path: Path) -> None:
+    says = rewritten(model, tmp_path / "says.gguf", {"general.type": kind})
+    with pytest.raises(ModelError, match=f"says.gguf says that it is {kind!r}; give a model"):
+        check_gguf(says, adapter=False)
+    with pytest.raises(ModelError, match="model.gguf says that it is 'model'; give a LoRA adapter"):
+        check_gguf(model, adapter=True)
+
+
 NUMBER = st.sampled_from([0, 1, 4, 9, 255, 1 << 31, (1 << 32) - 1, 1 << 62, (1 << 64) - 1]) | st.integers(
     0, (1 << 64) - 1
 )

@@ -183,6 +183,8 @@ def make_policy(
         names = [*OWN, *(point.name for point in entry_points(group=GROUP))]
         raise UsageError(f"there is no policy {text!r}", f"the policies are {', '.join(names)}")
     own = tuple(experts)
+    if len(set(named)) < len(named):
+        raise UsageError(f"the policy {text} names an expert twice", "name each once")
     request = Request(name, own, own if trained is None else tuple(trained), roles, named, settings, gamma, sharp)
     return maker(request)
 

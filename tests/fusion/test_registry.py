@@ -53,6 +53,7 @@ def test_names_are_the_users_own(text: str) -> None:
         ("packllm,tau=nan", "tau is 'nan'"),
         ("sum,k=3", "no setting 'k'"),
         ("fusionroute:math", "does not take experts"),
+        ("sum:math,code,math", "names an expert twice"),
         ("topk", "no policy 'topk'"),
         ("", "no policy ''"),
     ],

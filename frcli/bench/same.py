@@ -21,44 +21,10 @@ from frcli.bench.spread import significant
 from frcli.decode.draft import OFF
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
-from frcli.fusion.policy import Policy
-from frcli.fusion.policy import Prompt as Evidence
+from frcli.fusion.around import Observed
 from frcli.sources.source import Logits
 
 MOST = 50  # differences that are looked into
-
-
-class Observed(Policy):
-    """A policy that keeps the row that it fused last."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self.last: Logits | None = None
-
-    @property
-    def name(self) -> str:
-        """The policy's own."""
-        return self.policy.name
-
-    @property
-    def drafter(self) -> str | None:
-        """The policy's own."""
-        return self.policy.drafter
-
-    def for_prompt(self, prompt: Evidence) -> Observed:
-        """Itself, observing the policy for the prompt from here on."""
-        self.policy = self.policy.for_prompt(prompt)
-        return self
-
-    def choose(self, weights: Logits | None) -> tuple[str, ...]:
-        """As the policy chooses."""
-        return self.policy.choose(weights)
-
-    def fuse(self, rows: Mapping[str, Logits]) -> Logits:
-        """As the policy fuses."""
-        fused = self.policy.fuse(rows)
-        self.last = fused.copy()
-        return fused
 
 
 def compare(engines: Engines, plan: Plan, prompts: Sequence[Prompt], measured: Measured) -> dict[str, Any]:
@@ -149,12 +115,16 @@ def _row(
 ) -> Logits | None:
     """The fused row of the last of ``tokens`` tokens, None when those before it are not ``before`` this time."""
     policy = engine.policy
-    observed = Observed(policy)
+    fused: list[Logits] = []
     written: list[int] = []
+
+    def see(_: Mapping[str, Logits], row: Logits) -> None:
+        fused[:] = [row.copy()]
+
     forget(engine)
-    engine.decoder.use(observed, engine.router, engine.width)
+    engine.decoder.use(Observed(policy, see), engine.router, engine.width)
     try:
         engine.write(prompt, sampling, max_tokens=tokens, on_step=lambda step: written.append(step.token)).run()
     finally:
         engine.decoder.use(policy, engine.router, engine.width)
-    return observed.last if written[: tokens - 1] == list(before) and len(written) == tokens else None
+    return fused[-1] if fused and written[: tokens - 1] == list(before) and len(written) == tokens else None

@@ -37,7 +37,7 @@ from frcli.training.loop import fingerprint
 
 _STRATA = ((0, 128, 128), (128, 1024, 96), (1024, None, 32))  # first rank, last rank, how many are kept
 BYTES = 6 * sum(kept for _, _, kept in _STRATA)  # for one token of one expert
-_BLOCK = 64  # rows that are asked for at once
+_BLOCK = 128  # rows that are asked for at once
 _SAVE_EVERY = 20  # examples
 
 

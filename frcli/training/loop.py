@@ -100,6 +100,7 @@ def fit(
     parameters = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     steps = plan(examples, schedule, units)
+    run = hashlib.sha256(repr((run, steps)).encode()).hexdigest()  # another version may plan other steps
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)

@@ -145,7 +145,7 @@ def test_ctrl_c_while_typing_empties_the_line(screen: Callable[..., Screen]) -> 
 
 def test_ctrl_c_while_the_bundle_is_opened(screen: Callable[..., Screen]) -> None:
     chat = screen("chat", "trio", "-n", "3", "-t", "0")
-    chat.wait_for("opening trio")
+    chat.wait_until(lambda shown: "opening trio" in shown or "/help for help" in shown)
     chat.keys("C-c")
     # It may have been open by then: the prompt says how to leave it.
     chat.wait_until(lambda shown: "stopped" in shown or "leaves the chat" in shown)

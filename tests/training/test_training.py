@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from frcli.errors import OutputError
 from frcli.examples import Encoded
 from frcli.training.base import Hardware
 from frcli.training.batches import calibration_tokens, make_batch, plan_epoch
@@ -192,9 +193,12 @@ def test_answer_loss_is_the_mean_nll_of_the_numpy_reference(base: Path) -> None:
 
 
 @pytest.mark.train
-def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(base: Path, tmp_path: Path) -> None:
+def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.numpy import load_file
 
+    from frcli.training import loop
     from frcli.training.expert import train_expert
 
     losses: list[float] = []
@@ -213,6 +217,10 @@ def test_an_expert_learns_and_goes_on_bit_for_bit_after_a_cut(base: Path, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", stop=8)
     assert (tmp_path / "cut" / "checkpoint.pt").exists()
+    with monkeypatch.context() as other:  # as a version would that plans its steps in another way
+        other.setattr(loop, "plan", lambda *arguments: plan(*arguments)[::-1])
+        with pytest.raises(OutputError, match=r"checkpoint.pt is from a run with other data or settings"):
+            train(tmp_path / "cut")
     train(tmp_path / "cut")
     whole, cut = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut"))
     assert whole.keys() == cut.keys()

@@ -97,18 +97,20 @@ def plan_epoch(
     if pack:
         order = alike(examples, order)
 
-    def groups(indices: Sequence[int]) -> list[Family]:
-        return families(examples, indices, share=pack)
+    def longest(unit: Sequence[int]) -> int:
+        return max(group.size for group in families(examples, unit, share=pack))
 
     rng.shuffle(order)
     batches: list[list[int]] = []
     for start in range(0, len(order), pool):
         batch: list[int] = []
-        for unit in sorted(order[start : start + pool], key=lambda unit: max(group.size for group in groups(unit))):
-            if batch and math.prod(layout(groups([*batch, *unit]), pack)[1]) > budget:
+        groups: list[Family] = []
+        for unit in sorted(order[start : start + pool], key=longest):
+            grown = families(examples, unit, share=pack, before=groups)
+            if batch and math.prod(layout(grown, pack)[1]) > budget:
                 batches.append(batch)
-                batch = []
-            batch += unit
+                batch, grown = [], families(examples, unit, share=pack)
+            batch, groups = [*batch, *unit], grown
         batches.append(batch)
     rng.shuffle(batches)
     return batches

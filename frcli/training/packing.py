@@ -36,13 +36,15 @@ def size(example: Encoded) -> int:
     return len(example.prompt) + len(example.answer)
 
 
-def families(examples: Sequence[Encoded], order: Sequence[int], share: bool = True) -> list[Family]:
+def families(
+    examples: Sequence[Encoded], order: Sequence[int], share: bool = True, before: Sequence[Family] = ()
+) -> list[Family]:
     """The examples at ``order``, those together that follow each other and share at least half of their prompts; each
-    by itself without ``share``.
+    by itself without ``share``. They come behind the families ``before``, the last of which they may join.
 
     The last token of a prompt is never shared, since the first token of the answer is read off it.
     """
-    found: list[Family] = []
+    found = list(before)
     for index in order:
         prompt = examples[index].prompt
         alone = Family([index], len(prompt) - 1, size(examples[index]))

@@ -11,6 +11,7 @@ counted from 0. The step of a token with index 0 has read a prompt.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -58,7 +59,8 @@ def write_trace(path: Path, measured: Measured, plan: Plan) -> int:
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}", "choose another place") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return count
 
 

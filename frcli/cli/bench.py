@@ -166,9 +166,9 @@ def run(
         document, measured = measure(
             opened, options, plan, texts, lambda phase, note, done, total: meter(phase, done, total or None, note)
         )
-    if trace is not None:
-        ui.say(f"{trace}: {write_trace(trace, measured, plan)} tokens")
     ui.write(render(document, form))
+    if trace is not None:  # last: a full disk must not cost the results
+        ui.say(f"{trace}: {write_trace(trace, measured, plan)} tokens")
 
 
 @app.command(

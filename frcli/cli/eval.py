@@ -242,14 +242,16 @@ def _tasks(given: list[str]) -> tuple[list[str], dict[str, str]]:
     """Names of tasks in order, and the places that were given for some."""
     from frcli.errors import UsageError
 
-    files = {}
+    names: list[str] = []
+    files: dict[str, str] = {}
     for text in given:
         name, separator, place = text.partition("=")
         if not name or (separator and not place):
             raise UsageError(f"--task {text} is not a task", "write NAME or NAME=FILE")
-        if place:
-            files[name] = place
-    return list(dict.fromkeys(text.partition("=")[0] for text in given)), files
+        names.append(name)
+        if place and files.setdefault(name, place) != place:
+            raise UsageError(f"task {name} has two files, {files[name]} and {place}", "join their rows in one file")
+    return list(dict.fromkeys(names)), files
 
 
 def _markdown(document: dict[str, Any]) -> str:

@@ -116,7 +116,8 @@ def new(
         ui.say(note)
     say_fit(bundle)
     ready = state(bundle) == "ready"
-    ui.say(f"{name} is in {folder}: frcli {'chat' if ready else 'models pull'} {name if out is None else folder}")
+    then = f"frcli {'chat' if ready else 'models pull'} {name if out is None else folder}"
+    ui.say(f"{name} is in {folder.absolute()}: {then}")
 
 
 def _named(given: list[str] | None, option: str, *, needed: bool = False) -> dict[str, str]:

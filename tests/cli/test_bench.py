@@ -178,6 +178,14 @@ def test_a_trace_is_not_written_over(frcli: Run, trio: Bundle, tmp_path: Path) -
     assert (tmp_path / "trace").read_text() == "mine"
 
 
+def test_results_survive_a_failed_trace(frcli: Run, trio: Bundle, tmp_path: Path, prompts: Path) -> None:
+    (tmp_path / "trace.part").mkdir()
+    options = ("-r", "1", "-n", "4", "--draft", "off", "--sequences", "", "--no-idle", "--data", f"{prompts}@0:1")
+    ran = frcli("bench", "trio", *options, "-o", "json", "--trace", tmp_path / "trace")
+    assert ran.code == 1 and "cannot write" in ran.err
+    assert ran.json["runs"]
+
+
 def test_the_help_has_the_flags_and_the_command_below(frcli: Run) -> None:
     ran = frcli("bench", "--help")
     assert ran.code == 0

@@ -153,8 +153,9 @@ def test_ctrl_c_says_what_is_safe(trio: Bundle, rows: dict[str, Path], tmp_path:
     [
         (("-t", "nonsense"), 2, "no task 'nonsense'"),
         (("-t", "frcli_arlsat"), 1, "frcli_arlsat needs a file of rows"),
-        (("-t", "frcli_svamp=gone.jsonl"), 1, "cannot read"),
+        (("-t", "frcli_gsm8k=gone.jsonl"), 1, "cannot read"),
         (("-t", "="), 2, "is not a task"),
+        (("-t", "frcli_svamp=other.jsonl"), 2, "task frcli_svamp has two files"),
         (("--policy", "dlf"), 2, "dlf needs a large model"),
         (("--policy", "sum", "--against", "packllm"), 2, "packllm is not compared"),
         (("-o", "out.txt"), 2, "out.txt is none of .md, .json, .html"),

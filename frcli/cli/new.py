@@ -9,8 +9,7 @@ import typer
 
 from frcli.cli import completion, ui
 from frcli.cli.fit import say_fit
-from frcli.cli.options import Force
-from frcli.errors import UsageError
+from frcli.cli.options import Force, by_name
 
 EXAMPLES = """
     # the base itself, an adapter, and a router that was trained for the two
@@ -89,8 +88,8 @@ def new(
     from frcli.bundle import bundle_folders
     from frcli.cli.models import state
 
-    adapters = _named(adapter, "--adapter", needed=True)
-    experts = {**_named(expert, "--expert"), **adapters} or {"general": ""}
+    adapters = by_name(adapter, "--adapter", needed=True)
+    experts = {**by_name(expert, "--expert"), **adapters} or {"general": ""}
     wish = Wish(
         name=name,
         base=base,
@@ -106,7 +105,7 @@ def new(
         system=system,
         description=description,
         license=license_,
-        about=_named(about, "--about", needed=True),
+        about=by_name(about, "--about", needed=True),
         link=link,
     )
     folder = out or bundle_folders()[0] / name
@@ -118,16 +117,3 @@ def new(
     ready = state(bundle) == "ready"
     then = f"frcli {'chat' if ready else 'models pull'} {name if out is None else folder}"
     ui.say(f"{name} is in {folder.absolute()}: {then}")
-
-
-def _named(given: list[str] | None, option: str, *, needed: bool = False) -> dict[str, str]:
-    """``NAME=VALUE`` by name; a value may be left out unless it is needed."""
-    found: dict[str, str] = {}
-    for text in given or ():
-        name, separator, value = text.partition("=")
-        if not name or ((needed or separator) and not value):
-            raise UsageError(f"{option} {text} has no {'value' if name else 'name'}", f"write {option} NAME=VALUE")
-        if name in found:
-            raise UsageError(f"{option} names {name} twice", "choose another name")
-        found[name] = value
-    return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from frcli.cli import completion
-from frcli.cli.options import BundleName, Fit, Force, GpuLayers, KvType, Threads
+from frcli.cli.options import BundleName, Fit, Force, GpuLayers, KvType, Threads, by_name
 from frcli.files import save
 from frcli.shelf import DEFAULT_BUNDLE
 
@@ -91,7 +91,7 @@ def nll(
     from frcli.fusion.policy import BASE, LARGE
     from frcli.sources.devices import parse_gpu_layers
 
-    named = _named_routers(router or [])
+    named = {name: Path(file) for name, file in by_name(router, "--router", "FILE.onnx", needed=True).items()}
     columns: dict[str, list[str]] = {}
     for text in data:
         name, separator, spec = text.partition("=")
@@ -143,20 +143,6 @@ def nll(
                     # After each file: an evaluation takes long and may be cut off.
                     save(json.dumps(document) + "\n", out)
     write(table(document) + "\n")
-
-
-def _named_routers(texts: list[str]) -> dict[str, Path]:
-    from frcli.errors import UsageError
-
-    named = {}
-    for text in texts:
-        name, _, file = text.partition("=")
-        if not name or not file or name in named:
-            raise UsageError(
-                f"--router {text} does not name a router of its own", "write NAME=FILE.onnx, each name once"
-            )
-        named[name] = Path(file)
-    return named
 
 
 def _numbers(text: str) -> list[float]:

@@ -14,6 +14,7 @@ import typer
 from frcli.cli import completion
 from frcli.cli.ui import manner
 from frcli.config import ABOUT, KINDS, NUMBER, SWITCH, TEXTS, WHOLE, Settings, flag, show, unescape
+from frcli.errors import UsageError
 
 MEMORY = ("kv_type", "gpu_layers", "fit")
 DECODING = (
@@ -175,3 +176,20 @@ def set_manner(*, debug: bool, verbose: bool, quiet: bool) -> None:
     log.addHandler(handler)
     # Without --verbose the one sentence of the error says it all; llama.cpp's own words come before it.
     log.setLevel(logging.DEBUG if manner.verbose else logging.CRITICAL)
+
+
+def by_name(given: Sequence[str] | None, option: str, value: str = "VALUE", *, needed: bool = False) -> dict[str, str]:
+    """``NAME=VALUE`` by name; a value may be left out, and is empty then, unless it is ``needed``.
+
+    Raises ``UsageError`` for a text without a name or a needed value, and for a name that is given twice.
+    """
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, separator, its = text.partition("=")
+        if not name or ((needed or separator) and not its):
+            missing = "value" if name else "name"
+            raise UsageError(f"{option} {text} has no {missing}", f"write {option} {name or 'NAME'}={value}")
+        if name in found:
+            raise UsageError(f"{option} names {name} twice", "choose another name")
+        found[name] = its
+    return found

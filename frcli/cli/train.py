@@ -9,7 +9,7 @@ import typer
 
 from frcli.cli import completion
 from frcli.cli.command import Group
-from frcli.cli.options import Data, Threads
+from frcli.cli.options import Data, Threads, by_name
 from frcli.cli.pairs import EXAMPLES, pairs
 from frcli.cli.plan import prepare, refuse_finished, say_asking, say_cost
 
@@ -279,21 +279,14 @@ def router(
         if path is not None and not path.is_file():
             raise UsageError(f"{option}: there is no {path}", "give a router that was trained, or its ONNX file")
     named: dict[str, Path | None] = {}
-    for text in experts:
-        name, given_file, file = text.partition("=")
+    for name, file in by_name(experts, "--expert", "GGUF").items():
         try:
             valid_name(name)
         except ValueError as error:
-            raise UsageError(f"--expert {text}: {error}") from None
-        if name in named:
-            raise UsageError(
-                f"--expert {text}: the name is given twice", "write --expert NAME=GGUF once for each expert"
-            )
-        if given_file and not file:
-            raise UsageError(f"--expert {text} has no value", f"write {name}=GGUF, or {name} for the base itself")
+            raise UsageError(f"--expert {name}: {error}") from None
         named[name] = Path(file) if file else None
         if file and not Path(file).is_file():
-            raise UsageError(f"--expert {text}: there is no {file}", "make it with frcli convert adapter")
+            raise UsageError(f"--expert {name}={file}: there is no {file}", "make it with frcli convert adapter")
     schedule = Schedule(epochs=epochs, budget=batch_tokens, learning_rate=learning_rate, seed=seed, pack=pack)
     examples, encoded = prepare(base, data, max_length, schedule, pairs or ())
     if dry_run:

@@ -82,7 +82,7 @@ def test_a_bundle_without_a_router_has_no_fused_rows(tmp_path: Path, data: Path)
     [
         (("--data", "rows.jsonl"), 2, "has no name"),
         (("--data", "a=gone.jsonl"), 1, "cannot read gone.jsonl"),
-        (("--data", "a=gone.jsonl", "--router", "x.onnx"), 2, "does not name a router"),
+        (("--data", "a=gone.jsonl", "--router", "x.onnx"), 2, "--router x.onnx has no value"),
         (("--data", "a=gone.jsonl", "--gammas", "high"), 2, "not a list of numbers"),
         (("--data", "a=gone.jsonl", "--gammas", "-1"), 2, "outside 0 to 16"),
         (("--data", "a=gone.jsonl", "--gammas", "nan"), 2, "outside 0 to 16"),
@@ -124,11 +124,11 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
     assert "before that each of a, the teacher reads 4 texts of " in result.stderr
     assert not (tmp_path / "out").exists()
     result = frcli("train", "router", "--expert", "a", "--expert", "a", *common)
-    assert result.returncode == 2 and "given twice" in result.stderr
+    assert result.returncode == 2 and "names a twice" in result.stderr
     result = frcli("train", "router", "--expert", "a", "--expert", "math=there", *common)
     assert result.returncode == 2 and "there is no there" in result.stderr
     result = frcli("train", "router", "--expert", "a", "--expert", "math=", *common)
-    assert result.returncode == 2 and "--expert math= has no value; write math=GGUF" in result.stderr
+    assert result.returncode == 2 and "--expert math= has no value; write --expert math=GGUF" in result.stderr
     for more, words in (
         (("--objective", "dpo"), "it is sft or fused"),
         (("--gate",), "add --objective fused"),

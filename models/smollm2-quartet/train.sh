@@ -31,8 +31,11 @@ mixed=(
   "$data/wordproblems_train.jsonl@2974:3004+$data/logic_proofwriter_train.jsonl@2850:2880"
   "$data/mbpp_train.jsonl@354:384+$data/logic_logicaldeduction_train.jsonl@1140:1170"
 )
-# Preference pairs come from prompts of the mixed rest whose answers can be graded.
-graded=("${mixed[@]:0:7}")
+# Preference pairs come from prompts of the mixed rest whose answers can be graded; long answers take long to sample.
+graded=(
+  "$data"/{gsm8k_train.jsonl@6725:6775,wordproblems_train.jsonl@2824:2874,mbpp_train.jsonl@345:384}
+  "$data"/logic_{proofwriter_train.jsonl@2700:2750,folio_train.jsonl@903:953,logicaldeduction_train.jsonl@1080:1120,arlsat_train.jsonl@1426:1466}
+)
 
 dev() { # dev FIRST STOP SEEDS: those dev rows of the columns of the NLL table; prompts of two domains are made of the rows behind them
   local a=$1 b=$2 c=$((2 * $2 - $1)) d=$((3 * $2 - 2 * $1)) set columns
@@ -114,7 +117,7 @@ for step in "${@:-${all[@]}}"; do
     sft-cdpo) router sft-cdpo --start "$out/sft" --pairs "$out/pairs.jsonl" --learning-rate 1e-4 ;;
     fused-cdpo) router fused-cdpo --objective fused --start "$out/fused" --pairs "$out/pairs.jsonl" --learning-rate 1e-4 ;;
     l16 | l12) # cheaper: layers left out by least harm, healed by the router of full depth
-      router "$step" --objective fused --gate --layers "${step#l}" --start "$out/gated" --teacher "$out/gated.onnx" --epochs 2
+      router "$step" --layers "${step#l}" --start "$out/sft" --teacher "$out/sft.onnx" --epochs 2
       ;;
     nll)
       routers=()

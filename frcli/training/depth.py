@@ -43,9 +43,16 @@ def sample(examples: Sequence[Encoded], seed: int) -> list[Encoded]:
     return chosen
 
 
-def least_harm(model: Any, examples: Sequence[Encoded], keep: int, report: Callable[[int, int], None]) -> list[int]:
+def least_harm(
+    model: Any,
+    examples: Sequence[Encoded],
+    keep: int,
+    report: Callable[[int, int], None],
+    layers: Sequence[int] | None = None,
+) -> list[int]:
     """The ``keep`` layers of a transformers model that are left when, again and again, the layer is dropped without
-    which the NLL of the examples' answers is smallest. ``report(done, total)`` counts measurements.
+    which the NLL of the examples' answers is smallest. ``layers`` are those that an earlier search left; all if not
+    given. ``report(done, total)`` counts measurements.
 
     The model is as it was afterwards.
     """
@@ -71,8 +78,8 @@ def least_harm(model: Any, examples: Sequence[Encoded], keep: int, report: Calla
             total += float(torch.nn.functional.cross_entropy(logits, target, reduction="sum"))
         return total
 
-    left = list(range(len(whole)))
-    total, done = sum(range(keep + 1, len(whole) + 1)), 0
+    left = list(range(len(whole)) if layers is None else layers)
+    total, done = sum(range(keep + 1, len(left) + 1)), 0
     try:
         with torch.inference_mode():
             while len(left) > keep:
@@ -96,13 +103,18 @@ def chosen_layers(
     seed: int,
     report: Callable[[int, int], None],
 ) -> list[int]:
-    """:func:`least_harm` on a sample of the examples; ``folder`` keeps the result for a run that goes on."""
+    """:func:`least_harm` on a sample of the examples. ``folder`` keeps the result for a run that goes on, and for
+    another one that keeps fewer layers.
+    """
     some = sample(examples, seed)
     files = sorted(base.glob("*.safetensors")) if base.is_dir() else [base]
-    file = folder / f"layers-{keep}-{fingerprint(files, some)[:16]}.json"
+    of = fingerprint(files, some)[:16]
+    file = folder / f"layers-{keep}-{of}.json"
     if not file.exists():
+        found = [json.loads(each.read_text()) for each in folder.glob(f"layers-*-{of}.json")]
+        deeper = min((layers for layers in found if len(layers) > keep), key=len, default=None)
         folder.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.part")
-        beside.write_text(json.dumps(least_harm(model, some, keep, report)))
+        beside.write_text(json.dumps(least_harm(model, some, keep, report, deeper)))
         beside.replace(file)
     return [int(layer) for layer in json.loads(file.read_text())]

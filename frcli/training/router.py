@@ -163,7 +163,7 @@ def train_router(
         if before is not None and len(before) == recipe.layers:
             return list(before)
         report = partial(report_around, "choosing layers")
-        return chosen_layers(language, source, examples, recipe.layers, out, schedule.seed, report)
+        return chosen_layers(language, source, examples, recipe.layers, folder, schedule.seed, report)
 
     router = RouterModel(source, len(experts), recipe, hardware, schedule.seed, choose)
     if start is not None:

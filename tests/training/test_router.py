@@ -362,7 +362,7 @@ def test_the_layer_that_does_least_harm_is_left_out(tmp_path: Path) -> None:
     import torch
 
     from frcli.training.base import load_base
-    from frcli.training.depth import drop_layers, least_harm
+    from frcli.training.depth import chosen_layers, drop_layers, least_harm
     from frcli.training.expert import answer_loss
 
     shape = tiny.TinyShape(layers=4)
@@ -383,6 +383,11 @@ def test_the_layer_that_does_least_harm_is_left_out(tmp_path: Path) -> None:
 
     three = min(([0, 1, 2], [0, 1, 3], [0, 2, 3], [1, 2, 3]), key=nll)
     assert left == min(([layer for layer in three if layer != out] for out in three), key=nll)
+
+    for keep, measured, layers in ((3, 4, three), (2, 3, left), (3, 0, three)):  # a search goes on from a deeper one
+        counts: list[tuple[int, int]] = []
+        found = chosen_layers(model, base, EXAMPLES, keep, tmp_path, 1, lambda *c, to=counts: to.append(c))
+        assert (found, len(counts)) == (layers, measured)
 
 
 ROUTERS = ["llama3", "mistral-window", "qwen2-tied", "qwen3", "gemma2", "gemma3", "smollm3", "phi3"]

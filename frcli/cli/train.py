@@ -178,7 +178,7 @@ def router(
     lam: Annotated[
         float | None,
         typer.Option(
-            "--lambda", min=0, show_default=False, help="sft: weight of the routing loss; else the paper's 1/3."
+            "--lambda", min=0, show_default=False, help="Weight of the routing loss; else the paper's 1/3, fused: 0."
         ),
     ] = None,
     lm_share: Annotated[
@@ -257,7 +257,6 @@ def router(
     if gate and objective != "fused":
         raise UsageError("a gate is learnt from the fused distribution", "add --objective fused")
     weights = {
-        "lam": (lam, "--lambda", objective == "sft", "--objective sft"),
         "lm_share": (lm_share, "--lm-share", objective == "fused", "--objective fused"),
         "gamma": (gamma, "--gamma", objective == "fused", "--objective fused"),
         "beta": (beta, "--beta", bool(pairs), "--pairs"),
@@ -267,6 +266,8 @@ def router(
     for _, option, used, to in map(weights.__getitem__, given):
         if not used:
             raise UsageError(f"{option} weighs nothing here", f"it belongs to {to}")
+    if lam is not None:  # both objectives have a place for it
+        given["lam"] = lam
     if pairs and start is None:
         raise UsageError("--pairs go on from a router", "train one without them first, and give it as --start")
     if first and not layers:

@@ -30,7 +30,8 @@ class Recipe:
     """What is trained for.
 
     ``objective`` is ``sft``: ``L_LM + lam * L_expert`` (FusionRoute, arXiv 2601.05106, equation 2), or ``fused``: the
-    NLL of the fused distribution plus ``lm_share * L_LM``. ``gamma`` is the exponent of the router's logits in it,
+    NLL of the fused distribution plus ``lm_share * L_LM`` and ``lam * L_expert``, of which nothing if ``lam`` is None
+    (that of the paper's loss is 1/3 then). ``gamma`` is the exponent of the router's logits in it,
     which with ``gate`` a head gives for each token. ``beta`` is that of CDPO. ``layers`` is how many of the base's
     layers are kept, 0 for all: the ``first`` ones or those without which most is lost. ``distill`` is the weight of the
     divergence from a teacher, if there is one. ``full`` trains all weights instead of a LoRA of ``rank``. With
@@ -38,7 +39,7 @@ class Recipe:
     """
 
     objective: str = SFT
-    lam: float = 1 / 3
+    lam: float | None = None
     lm_share: float = 0.1
     gamma: float = 1.0
     gate: bool = False
@@ -49,6 +50,12 @@ class Recipe:
     distill: float = 1.0
     full: bool = False
     fit_head: bool = True
+
+    @property
+    def routing_share(self) -> float:
+        """The weight of L_expert."""
+        default = 1 / 3 if self.objective == SFT else 0.0
+        return default if self.lam is None else self.lam
 
     @property
     def decoding_gamma(self) -> float:

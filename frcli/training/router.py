@@ -227,10 +227,9 @@ def losses(router: RouterModel, known: Known, batch: Batch, first: int, before: 
         lm = torch.nn.functional.cross_entropy(mine, target[right], reduction="sum") / n
         with torch.set_grad_enabled(recipe.objective == FUSED):  # only reported otherwise
             nll = objectives.fused_nll(mine, target[right], kept, gamma)
-        if recipe.objective == SFT:
-            loss = lm + recipe.lam * objectives.routing_loss(weights, kept) / n
-        else:
-            loss = (weights.softmax(-1) * nll).sum() / n + recipe.lm_share * lm
+        loss = lm if recipe.objective == SFT else (weights.softmax(-1) * nll).sum() / n + recipe.lm_share * lm
+        if recipe.routing_share:
+            loss = loss + recipe.routing_share * objectives.routing_loss(weights, kept) / n
         distilled = known.distilled(mine, single)
         if distilled is not None:
             loss = loss + recipe.distill * distilled / n

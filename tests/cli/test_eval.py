@@ -136,7 +136,7 @@ def test_a_dry_run_of_training_needs_no_torch(tmp_path: Path, data: Path) -> Non
         (("--start", "gone"), "--start: there is no gone"),
         (("--teacher", "gone.onnx"), "--teacher: there is no gone.onnx"),
         (("--gamma", "0.5"), "--gamma weighs nothing here; it belongs to --objective fused"),
-        (("--lambda", "1", "--objective", "fused"), "--lambda weighs nothing here"),
+        (("--lm-share", "1"), "--lm-share weighs nothing here"),
         (("--beta", "0.2"), "--beta weighs nothing here"),
         (("--distill", "2"), "--distill weighs nothing here"),
     ):

@@ -184,14 +184,19 @@ def test_what_the_loss_is_made_of(step: Any, objective: str) -> None:
     kept, target, weights = step.known.kept(indices), torch.from_numpy(batch.target), router.head(states)
     logp = router.logits(states).log_softmax(-1)[range(n), target]
     if objective == "sft":
-        wanted = -logp.mean() + 0.4 * routing_loss(weights, kept) / n
+        wanted = -logp.mean()
     else:
         wanted = (weights.softmax(-1) * fused_nll(router.logits(states), target, kept, router.gamma(states))).sum() / n
+    wanted = wanted + 0.4 * routing_loss(weights, kept) / n
     assert found["loss"].item() == pytest.approx(wanted.item(), rel=1e-5)
     assert found["lm"].item() == pytest.approx((-logp.mean()).item(), rel=1e-5)
     _, _, shared = step(indices, **recipe | {"lm_share": 0.5, "lam": 0.0})
-    more = 0.5 * found["lm"] if objective == "fused" else -0.4 * routing_loss(weights, kept) / n
+    more = 0.5 * found["lm"] * (objective == "fused") - 0.4 * routing_loss(weights, kept) / n
     assert (shared["loss"] - found["loss"]).item() == pytest.approx(more.item(), rel=1e-4)
+    _, _, own = step(indices, **recipe | {"lam": None})
+    usual = 1 / 3 if objective == "sft" else 0
+    more = (usual - 0.4) * routing_loss(weights, kept) / n
+    assert (own["loss"] - found["loss"]).item() == pytest.approx(more.item(), rel=1e-4)
 
 
 def test_pairs_move_nothing_but_the_language_model(step: Any) -> None:

@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 data=$1 out=$2
 shift 2
-all=(math code logic baseline sft fused gated pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
+all=(math code logic baseline sft fused gated routed pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
 threads=${THREADS:-2} limit=${LIMIT:-100}
 base=$(echo "${FRCLI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/frcli}"/files/*/SmolLM2-135M-Instruct.Q4_1.gguf)
 [ -f "$base" ] || { echo "no base: run frcli models pull smollm2-quartet first" >&2; exit 1; }
@@ -110,6 +110,7 @@ for step in "${@:-${all[@]}}"; do
     sft) router sft ;;
     fused) router fused --objective fused ;;
     gated) router gated --objective fused --gate ;;
+    routed) router routed --objective fused --gate --lambda 0.333 ;; # and the paper's routing loss beside it
     pairs)
       mapfile -t options < <(rows "${graded[@]}")
       [ -e "$out/pairs.jsonl" ] || frcli train pairs "$out/bundles/fused" --samples 4 --threads "$threads" -o "$out/pairs.jsonl" "${options[@]}"
@@ -121,7 +122,7 @@ for step in "${@:-${all[@]}}"; do
       ;;
     nll)
       routers=()
-      for name in sft sft-cdpo fused fused-cdpo l16 l12; do routers+=(--router "$name=$out/$name.onnx"); done
+      for name in sft sft-cdpo fused fused-cdpo routed l16 l12; do routers+=(--router "$name=$out/$name.onnx"); done
       for part in tune:80:100:100:110 nll:0:40:110:140; do # tune.json: rows of its own, to choose gamma by
         IFS=: read -r file first stop seeds end <<< "$part"
         dev "$first" "$stop" "$seeds:$end"
@@ -132,10 +133,10 @@ for step in "${@:-${all[@]}}"; do
     tasks)
       compare quartet "$out/bundles/gated" fusionroute fusionroute,gamma=0 prompt-router expert:general expert:math expert:code expert:logic sum packllm
       compare baseline "$out/bundles/baseline" expert:all sum
-      for name in sft sft-cdpo fused fused-cdpo l16 l12; do compare "$name" "$out/bundles/$name" fusionroute; done
+      for name in sft sft-cdpo fused fused-cdpo routed l16 l12; do compare "$name" "$out/bundles/$name" fusionroute; done
       ;;
     bench)
-      for name in gated l16 l12; do
+      for name in sft l16 l12; do
         [ -e "$out/results/bench-$name.json" ] && continue
         frcli bench "$out/bundles/$name" --threads "$threads" --sequences "" --no-idle -o json > "$out/results/bench-$name.part"
         mv "$out/results/bench-$name.part" "$out/results/bench-$name.json"

@@ -149,10 +149,17 @@ def _speed_table(results: Results) -> str:
         accepted, run = (results.accepted(system) if "nll" in system else None), results.run(system)
         if accepted is None and run is None:
             continue
-        written = "" if run is None or "acceptance" not in run else f"{run['acceptance']:.0%}"
-        speed = "" if run is None else f"{run['tg']['median']:.1f}"
-        rows.append([system["name"], "" if accepted is None else f"{accepted:.1%}", written, speed])
-    return _table(["", "drafts accepted on right answers", "while writing, greedy", "tokens/s, greedy"], rows)
+        cells = [system["name"], "" if accepted is None else f"{accepted:.1%}"]
+        if run is None:
+            rows.append([*cells, "", "", "", ""])
+            continue
+        document = results.document(system["speed"][0])
+        written = f"{run['acceptance']:.0%}" if "acceptance" in run else ""
+        alone = document["ratios"].get("draft_vs_expert", {}).get("median")
+        call, speed = document["calls"]["router"]["median"], run["tg"]["median"]
+        rows.append([*cells, written, f"{call:.1f}", f"{speed:.1f}", "" if alone is None else f"{alone:.2f}"])
+    head = ["", "drafts accepted on right answers", "while writing, greedy", "router, ms a token"]
+    return _table([*head, "tokens/s, greedy", "over its experts alone"], rows)
 
 
 def _targets(results: Results) -> str:

@@ -45,7 +45,8 @@ def spec(tmp_path: Path) -> Path:
     }
     (tmp_path / "tasks.json").write_text(json.dumps({"systems": systems}))
     runs = [{"name": "fused, draft auto", "temperature": 0.0, "tg": {"median": 31.4}, "acceptance": 0.69}]
-    (tmp_path / "bench.json").write_text(json.dumps({"runs": runs}))
+    calls, ratios = {"router": {"median": 8.26}}, {"draft_vs_expert": {"median": 0.561}}
+    (tmp_path / "bench.json").write_text(json.dumps({"runs": runs, "calls": calls, "ratios": ratios}))
     return tmp_path / "spec.toml"
 
 
@@ -63,7 +64,7 @@ def test_the_page_says_what_was_met_and_what_was_not(spec: Path) -> None:
     assert "| one | 2.500 | 2.000 | 2.250 | **+0.500 (" in text
     assert "| both | **2.000** | **1.500** | **1.750** |  |" in text
     assert "| one | **0.500** | **0.500** | +0.000 (" in text
-    assert "| both | 70.0% | 69% | 31.4 |" in text
+    assert "| both | 70.0% | 69% | 8.3 | 31.4 | 0.56 |" in text
     assert "A lower mean NLL than every expert and baseline, the interval without zero: **met**" in text
     assert "A higher mean accuracy than every expert and baseline, the interval without zero: **missed**" in text
     assert "within 3 % of the domain's own expert: **met** (math -20.0%)" in text

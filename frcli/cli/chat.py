@@ -77,7 +77,7 @@ def chat(
     opened = read_bundle(chosen)
     settings = settings.with_bundle(opened)
     experts = {name: expert.about for name, expert in opened.manifest.experts.items()}
-    with ui.working(f"opening {opened.name}"):
+    with ui.opening(opened.name):
         engine = Engine(opened, settings.options())
     with engine:
         # A conversation goes on with the same bundle from any folder.

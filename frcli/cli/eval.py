@@ -142,7 +142,7 @@ def compare_policies(
         fit=fit,
     )
     place = outs[0].with_name(f"{outs[0].name}.journal") if outs else None
-    with ui.working(f"opening {opened.name}"):
+    with ui.opening(opened.name):
         engine = Engine(opened, options)
     with engine, Journal(place) as journal, ui.Meter() as meter:
         if len(journal):

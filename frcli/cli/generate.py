@@ -129,7 +129,7 @@ def _answer(
     with ExitStack() as stack:
         answers: Answerer
         if cluster is None:
-            with ui.working(f"opening {opened.name}"):
+            with ui.opening(opened.name):
                 engine = stack.enter_context(Engine(opened, options))
             setting = engine.setting
             answers = RowAnswers(engine, settings, cancelled)
@@ -194,7 +194,7 @@ def _estimate(files: JobFiles, opened: Bundle, settings: Settings, options: Opti
     from frcli.decode.engine import Engine
     from frcli.jobs.estimate import estimate
 
-    with ui.working(f"opening {opened.name}"):
+    with ui.opening(opened.name):
         engine = Engine(opened, options)
     with engine, ui.working("counting tokens"):
         found = estimate(files, engine, settings, **asked)

@@ -71,7 +71,7 @@ def pairs(
     opened = read_bundle(bundle)
     counts, place = Counts(), out.with_name(f"{out.name}.journal")
     options = Options(policy=policy, context=ctx, sequences=at_once, threads=threads, draft="off")
-    with ui.working(f"opening {opened.name}"):
+    with ui.opening(opened.name):
         engine = Engine(opened, options)
     with engine, Journal(place) as journal, ui.progress("answering", len(questions)) as report:
         try:

@@ -133,6 +133,27 @@ def working(text: str) -> AbstractContextManager[Any]:
 
 
 @contextmanager
+def opening(name: str) -> Iterator[None]:
+    """Show that a bundle is opened; Ctrl-C ends the program when it is open, the second one at once.
+
+    Raised in the midst of it, ``KeyboardInterrupt`` is lost in llama.cpp's callbacks, or becomes an ``ImportError`` of
+    the library that is loaded. Raises ``Interrupted``.
+    """
+    from frcli.chat.interrupt import StopFlag
+    from frcli.errors import Interrupted
+
+    with working(f"opening {name}"), StopFlag() as stopped:
+        try:
+            yield
+        except BaseException:
+            if stopped():
+                raise Interrupted("stopped") from None
+            raise
+    if stopped():
+        raise Interrupted("stopped")
+
+
+@contextmanager
 def silent_keyboard() -> Iterator[None]:
     """Keep keys that are pressed while an answer is written off the screen; the next prompt reads them, Ctrl-D too."""
     try:

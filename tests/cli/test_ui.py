@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from frcli.cli import ui
+from frcli.errors import Interrupted
 
 
 def test_quiet_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +53,16 @@ def test_a_table_in_a_file_is_aligned_and_never_cut(capsys: pytest.CaptureFixtur
 )
 def test_sizes(count: int, text: str) -> None:
     assert ui.size(count) == text
+
+
+@pytest.mark.parametrize("after", [None, ImportError("initialization failed"), KeyboardInterrupt()])
+def test_ctrl_c_while_something_is_opened_is_neither_lost_nor_a_bug(after: BaseException | None) -> None:
+    whole = False
+    with pytest.raises(Interrupted), ui.opening("it"):
+        signal.raise_signal(signal.SIGINT)
+        whole = True  # no exception in the midst of it
+        if after is not None:
+            raise after
+    assert whole
+    with pytest.raises(ImportError), ui.opening("it"):
+        raise ImportError

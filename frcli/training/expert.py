@@ -45,7 +45,6 @@ def train_expert(
 
     torch.manual_seed(schedule.seed)
     expert = add_lora(model, modules, rank)
-    out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
 
     def loss_of(batch: Batch) -> dict[str, Any]:

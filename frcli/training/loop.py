@@ -92,8 +92,9 @@ def fit(
 ) -> None:
     """Train ``parameters`` on ``loss_of(batch)["loss"]``; the other entries of its result are only reported.
 
-    ``checkpoint`` is written beside and renamed every ``save_every`` steps, and picked up again when it exists. ``run``
-    says what is being trained (see :func:`fingerprint`): ``OutputError`` is raised for the checkpoint of another run.
+    ``checkpoint`` is written beside and renamed every ``save_every`` steps, and picked up again when it exists; its
+    folder is made where it is missing. ``run`` says what is being trained (see :func:`fingerprint`): ``OutputError`` is
+    raised for the checkpoint of another run.
     """
     import torch
 
@@ -114,6 +115,7 @@ def fit(
             for parameter, saved in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(saved)
         torch.set_rng_state(state["rng"].cpu())
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     tokens, began = 0, time.monotonic()
     for step in range(first, len(steps)):
         batch = make_batch(examples, steps[step], schedule.pack)

@@ -180,7 +180,6 @@ def train_router(
     run = fingerprint(files, everything, names, first, start is not None, teacher is not None, recipe, schedule)
     units = pair_units(first, len(everything))
     checkpoint = out / "checkpoint.pt"
-    out.mkdir(parents=True, exist_ok=True)
     fit(router.parameters(), loss_of, everything, schedule, checkpoint, run, report, units)
     routing, prompt = _fitted(router, known, examples, report_around)
     file = out / FILE_NAME

@@ -63,9 +63,17 @@ class Results:
 
     def scores(self, system: Mapping[str, Any]) -> dict[str, list[float]]:
         """The score of every item, by task."""
+        asked = self.asked(system)
+        assert asked is not None
+        return {task: cell["scores"] for task, cell in asked["tasks"].items()}
+
+    def asked(self, system: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """What ``frcli eval compare`` says of the system on all tasks."""
+        if "tasks" not in system:
+            return None
         file, name = system["tasks"]
-        cells = self.document(file)["systems"][name]["tasks"]
-        return {task: cell["scores"] for task, cell in cells.items()}
+        found: Mapping[str, Any] = self.document(file)["systems"][name]
+        return found
 
     def accepted(self, system: Mapping[str, Any]) -> float | None:
         """Mean over the columns of the share of answer tokens at which a draft would be accepted."""
@@ -147,19 +155,21 @@ def _speed_table(results: Results) -> str:
     rows = []
     for system in results.systems:
         accepted, run = (results.accepted(system) if "nll" in system else None), results.run(system)
-        if accepted is None and run is None:
+        tasks = results.asked(system)
+        if accepted is None and run is None and tasks is None:
             continue
-        cells = [system["name"], "" if accepted is None else f"{accepted:.1%}"]
+        row = [system["name"], "" if accepted is None else f"{accepted:.1%}"]
+        row += ["", ""] if tasks is None else [f"{tasks['tokens_per_second']:.1f}", f"{tasks['calls_per_token']:.2f}"]
         if run is None:
-            rows.append([*cells, "", "", "", ""])
+            rows.append([*row, "", "", "", ""])
             continue
         document = results.document(system["speed"][0])
         written = f"{run['acceptance']:.0%}" if "acceptance" in run else ""
         alone = document["ratios"].get("draft_vs_expert", {}).get("median")
         call, speed = document["calls"]["router"]["median"], run["tg"]["median"]
-        rows.append([*cells, written, f"{call:.1f}", f"{speed:.1f}", "" if alone is None else f"{alone:.2f}"])
-    head = ["", "drafts accepted on right answers", "while writing, greedy", "router, ms a token"]
-    return _table([*head, "tokens/s, greedy", "over its experts alone"], rows)
+        rows.append([*row, written, f"{call:.1f}", f"{speed:.1f}", "" if alone is None else f"{alone:.2f}"])
+    head = ["", "drafts accepted on right answers", "tasks: tokens/s", "calls a token"]
+    return _table([*head, "bench: drafts accepted", "router, ms a token", "tokens/s", "over its experts alone"], rows)
 
 
 def _targets(results: Results) -> str:

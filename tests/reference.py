@@ -32,7 +32,8 @@ class Reference:
         self.contexts = []
         for path in adapters.values():
             params = C.llama_context_default_params()
-            params.n_ctx = params.n_batch = params.n_ubatch = 512
+            params.n_ctx = params.n_batch = 512
+            params.n_ubatch, params.flash_attn_type = 128, C.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.n_threads = params.n_threads_batch = threads
             context = C.llama_init_from_model(self.model, params)
             if path is not None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from frcli.decode.engine import Engine
 from frcli.decode.sampler import Sampling
 from frcli.errors import DataError, ModelError, UsageError
+from frcli.sources.kv_types import computed_together
 from frcli.sources.llama import LlamaModel, LlamaSource, keep_as
 from frcli.sources.onnx import OnnxRouter
 from frcli.sources.source import Logits
@@ -64,11 +65,12 @@ class BareExpert:
         loaded = model.load_adapter(adapter) if adapter else None
         params = lib.llama_context_default_params()
         params.n_ctx = context
-        params.n_batch = params.n_ubatch = min(BATCH, context)
+        params.n_batch = min(BATCH, context)
+        params.n_ubatch = computed_together(params.n_batch, model.on_cpu)
         params.n_outputs_max = 1
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
-        keep_as(kv_type, params, lib)
+        keep_as(kv_type, params, model)
         self._ctx = lib.llama_init_from_model(model._model, params)
         if not self._ctx:
             raise ModelError(f"llama.cpp cannot make a context of {context} tokens for {self._name}", "shorten it")

@@ -278,7 +278,8 @@ def fits(bundle: Bundle, settings: Settings) -> Iterator[Check]:
         for model in plan.demand.models:
             assert model.path is not None
             said = simulate(model.path, running)
-            parts = {"kv": sum(kv_bytes(model.shape, running)), "compute": compute_bytes(model.shape, running)}
+            compute = compute_bytes(model.shape, running, on_cpu=True)
+            parts = {"kv": sum(kv_bytes(model.shape, running)), "compute": compute}
             text = ", ".join(f"{ui.size(said[part])} of {part} (by formula {ui.size(parts[part])})" for part in parts)
             yield Check(f"llama.cpp on {model.role}", OK, f"{ui.size(said['weights'])} of weights; a context {text}")
     except FrcliError as error:

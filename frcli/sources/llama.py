@@ -21,7 +21,7 @@ import numpy as np
 
 from frcli.checks.gguf import check_gguf
 from frcli.errors import ModelError
-from frcli.sources.kv_types import KV_TYPES
+from frcli.sources.kv_types import KV_TYPES, computed_together, without_flash
 from frcli.sources.llama_batch import LlamaBatch
 from frcli.sources.source import Feed, Logits, Rows, check_feeds, check_sequence
 
@@ -80,6 +80,7 @@ class LlamaModel:
         simulated: bool = False,
     ) -> None:
         self.path, self.simulated = path, simulated
+        self.on_cpu = gpu_layers == 0
         self._adapters: list[Any] = []
         self._model = None
         check_gguf(path, adapter=False)
@@ -261,11 +262,11 @@ class LlamaSource:
         lib = self._lib
         params = lib.llama_context_default_params()
         params.n_ctx = context * sequences
-        params.n_batch = params.n_ubatch = batch
+        params.n_batch, params.n_ubatch = batch, computed_together(batch, model.on_cpu)
         params.n_seq_max = sequences
         params.n_outputs_max = self._max_rows
         params.n_threads = params.n_threads_batch = threads
-        keep_as(kv_type, params, lib)
+        keep_as(kv_type, params, model)
         # With a cache for each sequence llama.cpp reads only sequences with neighbouring numbers together: eight that
         # are no neighbours take twice as long as from one cache, and an expert seldom gets neighbours.
         params.kv_unified = True
@@ -386,10 +387,12 @@ class LlamaSource:
             self._ctx = None
 
 
-def keep_as(kv_type: str, params: Any, lib: Any) -> None:
-    """Let a context with these parameters keep its keys and values as that type."""
+def keep_as(kv_type: str, params: Any, model: LlamaModel) -> None:
+    """Let a context of the model with these parameters keep its keys and values as that type."""
+    lib = model._lib
     params.type_k = params.type_v = KV_TYPES[kv_type].id
+    scores = 4 * params.n_ubatch * params.n_ctx * lib.llama_model_n_head(model._model)
     if KV_TYPES[kv_type].quantized:
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
-    elif KV_TYPES[kv_type].exact:  # flash attention would read them in 16 bits after all
+    elif without_flash(kv_type, scores, model.on_cpu):
         params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED

@@ -2,12 +2,12 @@
 
     KV       cells x sum over layers (keys x bytes of a key + values x bytes of a value);
              cells = context x sequences, in whole blocks of 256
-    compute  tokens of a call x 4 x (4 hidden + 3 ffn), its largest step, or the logits where they are larger,
-             and a mask of tokens x cells x 2; with float32 caches, which go without flash attention, a mask of
-             tokens x cells x 4 and the scores of all heads, tokens x cells x 4 each
+    compute  tokens that are computed together x 4 x (4 hidden + 3 ffn), its largest step, or the logits where they are
+             larger, and a mask of these tokens x cells x 2; without flash attention (float32 caches, float16 ones on a
+             CPU) a mask of tokens x cells x 4 and the scores of all heads, tokens x cells x 4 each
     output   rows x vocabulary x 4
 
-The formula of the compute buffer holds with flash attention and was read off what llama.cpp reserves for Llamas of
+The formula of the compute buffer was read off what llama.cpp reserves for Llamas of
 135M to 8B parameters with calls of 512 tokens; it is up to a tenth too large for smaller calls and other caches.
 """
 
@@ -21,7 +21,7 @@ from frcli.bundle import Bundle
 from frcli.checks.onnx import weight_files
 from frcli.errors import ModelError
 from frcli.fusion.policy import BASE, LARGE, Policy
-from frcli.sources.kv_types import KV_TYPES
+from frcli.sources.kv_types import KV_TYPES, computed_together, without_flash
 from frcli.sources.onnx_header import onnx_metadata
 from frcli.sources.shape import ModelShape, read_shape
 
@@ -67,12 +67,15 @@ def kv_bytes(shape: ModelShape, running: Running) -> tuple[int, ...]:
     return tuple(running.cells * each * kept.bytes // kept.numbers for each in numbers)
 
 
-def compute_bytes(shape: ModelShape, running: Running) -> int:
-    """Bytes of one context's compute and output buffers."""
+def compute_bytes(shape: ModelShape, running: Running, on_cpu: bool) -> int:
+    """Bytes of one context's compute and output buffers; ``on_cpu``: none of the model's layers is on a GPU."""
+    tokens = computed_together(running.tokens, on_cpu)
     logits = min(max(running.rows, running.sequences), running.tokens) * shape.vocab * 4
-    step = running.tokens * 4
-    cell = 4 + 4 * shape.hidden // shape.key_length if KV_TYPES[running.kv_type].exact else 2
-    return step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + running.tokens * running.cells * cell + logits
+    step, pairs = tokens * 4, tokens * running.cells
+    scores = 4 * pairs * (shape.hidden // shape.key_length)
+    plain = without_flash(running.kv_type, scores, on_cpu)
+    seen = scores + 4 * pairs if plain else 2 * pairs
+    return step * 4 * shape.hidden + max(step * 3 * shape.ffn, logits) + seen + logits
 
 
 @dataclass(frozen=True, slots=True)

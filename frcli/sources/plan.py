@@ -154,7 +154,7 @@ def make_plan(needed: Demand, running: Running, available: Sequence[Device], gpu
         units = _units(model, running)
         counts: tuple[int, ...] = (0,) * len(gpus)  # of a model of which only the vocabulary is used
         if model.contexts and gpu_layers == AUTO:
-            counts = _fill(units, len(model.contexts) * compute_bytes(model.shape, running), left)
+            counts = _fill(units, len(model.contexts) * compute_bytes(model.shape, running, on_cpu=False), left)
         elif model.contexts:
             counts = _divide(len(units) if int(gpu_layers) < 0 else min(int(gpu_layers), len(units)), left)
         placements[model.role] = Placement(model.role, counts, len(units))
@@ -208,7 +208,8 @@ def _shares(model: ModelNeed, placement: Placement, running: Running, places: Se
     shape, contexts = model.shape, len(model.contexts)
     count = len(shape.layers)
     packed = [sum(kinds.get(kind, 0) for kind in repacked_types()) for kinds in shape.repackable] or [0] * (count + 1)
-    kept, compute = kv_bytes(shape, running), contexts * compute_bytes(shape, running)
+    kept = kv_bytes(shape, running)
+    compute = contexts * compute_bytes(shape, running, on_cpu=placement.on_gpu == 0)
     ends = [count + 1 - placement.on_gpu]
     for number in placement.gpus:
         ends.append(ends[-1] + number)

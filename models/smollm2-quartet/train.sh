@@ -5,14 +5,14 @@
 #
 # DATA has the JSON lines that README.md names; OUT is where everything goes. Steps are taken in the order in which they
 # are given, all of them if none is. What is there is not made again, and what was cut off goes on. THREADS (2) is how
-# many threads each takes, LIMIT (100) how many items of each task are asked.
+# many threads each takes, LIMIT (30) how many items of each task are asked.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 data=$1 out=$2
 shift 2
 all=(math code logic baseline sft fused gated routed pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
-threads=${THREADS:-2} limit=${LIMIT:-100}
+threads=${THREADS:-2} limit=${LIMIT:-30}
 base=$(echo "${FRCLI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/frcli}"/files/*/SmolLM2-135M-Instruct.Q4_1.gguf)
 [ -f "$base" ] || { echo "no base: run frcli models pull smollm2-quartet first" >&2; exit 1; }
 mkdir -p "$out/results"
@@ -86,7 +86,7 @@ compare() { # compare NAME BUNDLE POLICY... : accuracy on eight tasks
     tasks+=(-t "frcli_${policy%=*}=$data/${policy#*=}_dev.jsonl")
   done
   for policy in "$@"; do policies+=(--policy "$policy"); done
-  frcli eval compare "$bundle" "${tasks[@]}" "${policies[@]}" --limit "$limit" --parallel 16 --threads "$threads" -o "$out/results/tasks-$name.json"
+  frcli eval compare "$bundle" "${tasks[@]}" "${policies[@]}" --limit "$limit" --parallel 8 --threads "$threads" -o "$out/results/tasks-$name.json"
 }
 
 for step in "${@:-${all[@]}}"; do
@@ -123,7 +123,7 @@ for step in "${@:-${all[@]}}"; do
     nll)
       routers=()
       for name in sft sft-cdpo fused fused-cdpo routed l16 l12; do routers+=(--router "$name=$out/$name.onnx"); done
-      for part in tune:80:100:100:110 nll:0:40:110:140; do # tune.json: rows of its own, to choose gamma by
+      for part in tune:80:90:100:110 nll:0:25:110:140; do # tune.json: rows of its own, to choose gamma by
         IFS=: read -r file first stop seeds end <<< "$part"
         dev "$first" "$stop" "$seeds:$end"
         score "$file" "$out/bundles/gated" --gammas 0,0.25,0.5,0.75,1 "${routers[@]}" --policy prompt-router --policy sum --policy packllm

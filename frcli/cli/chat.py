@@ -198,7 +198,9 @@ def _converse(session: Session, name: str, saved: SavedConversation | None) -> N
     from frcli.chat.loop import converse
 
     settings = session.settings
-    policy = f"{settings.policy}, gamma {settings.gamma:g}" if settings.policy == "fusionroute" else settings.policy
+    policy = settings.policy or ""
+    if policy.startswith("fusionroute") and "gamma=" not in policy:
+        policy = f"{policy}, gamma {settings.gamma:g}"
     ui.say(f"{name}: {', '.join(session.experts)} · {policy} · context {session.engine.context}")
     ui.say("/help lists the commands, Ctrl-D leaves")
     if saved is not None:

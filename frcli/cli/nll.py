@@ -83,7 +83,7 @@ def nll(
     The answers are forced: every system is asked for the probability of the right answer, nothing is generated.
     """
     from frcli.bundle import read_bundle
-    from frcli.cli.ui import progress, write
+    from frcli.cli.ui import opening, progress, write
     from frcli.decode.engine import Engine, Options
     from frcli.errors import BundleError, OutputError, UsageError
     from frcli.evaluation.nll import Sums, Systems, score_all
@@ -115,7 +115,10 @@ def nll(
     )
     results: dict[str, Sums] = {}
     document: dict[str, Any] = {"bundle": opened.name, "columns": {}, "files": {}}
-    with Engine(opened, options) as engine, ExitStack() as rivals:
+    with ExitStack() as stack:
+        with opening(opened.name):
+            engine = stack.enter_context(Engine(opened, options))
+            rivals = {name: stack.enter_context(closing(engine.open_router(file))) for name, file in named.items()}
         if engine.template is None:
             raise BundleError(f"{engine.base.path.name} has no chat template", "its answers cannot be put into a chat")
         others = [BASE, LARGE] if LARGE in opened.roles else [BASE]
@@ -127,7 +130,7 @@ def nll(
             gammas=grid,
             policies=policies,
             others={name: engine.expert(name) for name in others} if policies else {},
-            rivals={name: rivals.enter_context(closing(engine.open_router(file))) for name, file in named.items()},
+            rivals=rivals,
         )
         if taken := [name for name, count in Counter(systems.names).items() if count > 1]:
             raise UsageError(f"{taken[0]} would name two of the systems", "give --router another name")

@@ -40,11 +40,12 @@ _WORTH_FORKING = 8  # tokens; fewer are read faster than another sequence's cach
 class Step:
     """One token of an answer.
 
-    ``experts`` are the experts whose rows it came from, ``weights`` the router's raw weights by expert (None without
-    router), ``read`` the tokens that its expert was behind when the window began, and this one (1 when it was not
-    behind, or has caught up for another token of the window). ``proposed`` is how many drafts the window had that this
-    token begins, and ``calls`` how many calls of models it took part in, 0 for its other tokens; ``drafted`` is whether
-    the token was one of the drafts. ``finish`` is set on the last step: ``eos``, ``length`` or ``context``.
+    ``experts`` are the experts whose rows it came from, ``weights`` the routing weights by expert as its policy
+    compares them (None without router), ``read`` the tokens that its expert was behind when the window began, and this
+    one (1 when it was not behind, or has caught up for another token of the window). ``proposed`` is how many drafts
+    the window had that this token begins, and ``calls`` how many calls of models it took part in, 0 for its other
+    tokens; ``drafted`` is whether the token was one of the drafts. ``finish`` is set on the last step: ``eos``,
+    ``length`` or ``context``.
     """
 
     token: int
@@ -233,7 +234,7 @@ class Decoder:
                 Step(
                     token,
                     names,
-                    None if weights is None else tuple(weights.tolist()),
+                    None if weights is None else tuple(window.policy.weigh(weights).tolist()),
                     max((read.pop(name, 1) for name in names), default=1),
                     timings,
                     len(window.drafts) if j == 0 else 0,

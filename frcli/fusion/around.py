@@ -43,6 +43,10 @@ class Around(Policy):
         """The same around the gated policy."""
         return replace(self, policy=self.policy.gated(gate))
 
+    def weigh(self, weights: Logits) -> Logits:
+        """The inner policy's."""
+        return self.policy.weigh(weights)
+
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """What the inner policy chooses."""
         return self.policy.choose(weights)

@@ -72,6 +72,10 @@ class Policy(ABC):
         """
         return self
 
+    def weigh(self, weights: Logits) -> Logits:
+        """The weights float32 [n_experts] by which :meth:`choose` compares experts, given the router's."""
+        return weights
+
     @abstractmethod
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The sources whose rows are needed beside the drafter's, given the router's ``weights`` float32 [n_experts]

@@ -89,9 +89,10 @@ Maker = Callable[[Request], Policy]
 
 
 def _fusionroute(request: Request) -> Policy:
-    request.accept("gamma", experts=False)
+    request.accept("gamma", "prior", experts=False)
     request.need(ROUTER)
-    return FusionRoute(request.experts, request.number("gamma", request.gamma, 0, 16), request.sharp)
+    gamma, prior = request.number("gamma", request.gamma, 0, 16), request.number("prior", 0, 0, 16)
+    return FusionRoute(request.experts, gamma, request.sharp, prior)
 
 
 def _prompt_router(request: Request) -> Policy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,23 +20,37 @@ class FusionRoute(Policy):
     which is ``sharp``. The division leaves every greedy token as it is; sampling from the bare sum would be as from a
     model at half the temperature. A router with a gate says for each token how much its logits count: that is gamma
     times the gate then, which is ours and not the paper's.
+
+    So is ``prior``: the weights for the ``whole`` answer, as :class:`PromptRouter` has them, times ``prior`` are added
+    to those of each token, ``w = w_token + prior * w_prompt``. An expert that the prompt does not call for then needs
+    a clearer reason to write a token.
     """
 
     experts: tuple[str, ...]
     gamma: float = 1.0
     sharp: bool = False
+    prior: float = 0.0
+    whole: tuple[float, ...] = ()
     name = "fusionroute"
     drafter = ROUTER
 
+    def for_prompt(self, prompt: Prompt) -> FusionRoute:
+        """The policy with the weights that the prompt's experts have for the whole answer."""
+        return replace(self, whole=tuple(map(float, prompt.routing()))) if self.prior else self
+
     def gated(self, gate: float) -> FusionRoute:
         """The policy with ``gamma * gate``."""
-        return self if gate == 1 else FusionRoute(self.experts, self.gamma * gate, self.sharp)
+        return self if gate == 1 else replace(self, gamma=self.gamma * gate)
 
     def choose(self, weights: Logits | None) -> tuple[str, ...]:
         """The expert with the largest weight; the first one of equals."""
         if weights is None or len(weights) != len(self.experts):
             raise UsageError("fusionroute needs a router with one weight for each expert", "choose another --policy")
-        return (self.experts[int(np.argmax(weights))],)
+        return (self.experts[int(np.argmax(self.weigh(weights)))],)
+
+    def weigh(self, weights: Logits) -> Logits:
+        """``w + prior * w_prompt``."""
+        return weights + np.float32(self.prior) * np.array(self.whole, np.float32) if self.whole else weights
 
     def fuse(self, rows: Mapping[str, Logits]) -> Logits:
         """``z_i`` itself when gamma is 0, so that the routed expert alone is exact."""

@@ -7,8 +7,8 @@
              CPU) a mask of tokens x cells x 4 and the scores of all heads, tokens x cells x 4 each
     output   rows x vocabulary x 4
 
-The formula of the compute buffer was read off what llama.cpp reserves for Llamas of
-135M to 8B parameters with calls of 512 tokens; it is up to a tenth too large for smaller calls and other caches.
+The formula of the compute buffer was read off what llama.cpp reserves for Llamas of 135M to 8B parameters with calls of
+512 tokens; for shorter calls and contexts it is some MiB too large.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from frcli.sources.source import Feed
 GREEDY = Sampling(temperature=0)
 POLICIES = [
     "fusionroute",
+    "fusionroute,prior=3",
     "prompt-router",
     "expert:math",
     "sum",
@@ -165,6 +166,26 @@ def test_the_prompt_routers_choice_is_that_of_its_head(steered: Bundle) -> None:
             np.testing.assert_allclose(rows.prompt_weights[-1], weights, atol=1e-3)
 
 
+def test_a_prior_adds_the_weights_for_the_whole_prompt_to_each_tokens(steered: Bundle) -> None:
+    text = "of and the"
+    with Engine(steered, Options(policy="fusionroute,prior=1.5", draft="3")) as engine:
+        prompt, steps = engine.encode_messages([{"role": "user", "content": text}]), answer(engine, text)
+        assert engine.router is not None
+        engine.router.rewind(0, 0)
+        (rows,) = engine.router.extend([Feed(0, prompt, 1)])
+        assert rows.prompt_weights is not None
+        whole, tokens = rows.prompt_weights[-1].copy(), list(prompt)
+        moved = 0
+        for step in steps:
+            _, weights = read(engine, ROUTER, tokens)
+            assert weights is not None and step.weights is not None
+            np.testing.assert_allclose(step.weights, weights + 1.5 * whole, atol=2e-3)
+            assert step.experts == (steered.experts[int(np.argmax(step.weights))],)
+            moved += int(weights.argmax() != np.argmax(step.weights))
+            tokens.append(step.token)
+    assert moved  # or the test could not tell it from no prior
+
+
 def test_a_router_without_a_head_for_prompts_is_refused(steered: Bundle, tmp_path: Path) -> None:
     folder = tmp_path / "plain"
     with pytest.MonkeyPatch.context() as patch:
@@ -172,6 +193,11 @@ def test_a_router_without_a_head_for_prompts_is_refused(steered: Bundle, tmp_pat
         plain = write_bundle(folder)
     with (
         Engine(plain, Options(policy="prompt-router")) as engine,
+        pytest.raises(UsageError, match="no head for whole prompts"),
+    ):
+        answer(engine, "hello", n=1)
+    with (
+        Engine(plain, Options(policy="fusionroute,prior=0.5")) as engine,
         pytest.raises(UsageError, match="no head for whole prompts"),
     ):
         answer(engine, "hello", n=1)

@@ -100,16 +100,30 @@ def test_names_are_the_users_own() -> None:
         assert make_policy(name, ["a", "b"], gamma=1, sharp=False, roles={"router"}).name == name
 
 
+class Known:
+    """A prompt of which only the routing may be asked."""
+
+    greedy = True
+
+    def nll(self, source: str) -> float:
+        raise AssertionError("not asked for")
+
+    def routing(self) -> np.ndarray:
+        return row(0.1, 3.0, 3.0)
+
+
+def test_a_prior_is_added_to_the_weights_of_each_token() -> None:
+    policy = FusionRoute(("a", "b", "c"), prior=0.5).for_prompt(Known())
+    np.testing.assert_allclose(policy.weigh(row(1.0, -1.0, -0.2)), [1.05, 0.5, 1.3], rtol=1e-6)
+    assert policy.choose(row(1.0, -1.0, -0.2)) == ("c",)
+    assert policy.gated(0.5).choose(row(1.0, -1.0, -0.2)) == ("c",)
+    assert policy.choose(row(9.0, 0.0, 0.0)) == ("a",)
+    plain = FusionRoute(("a", "b", "c"))
+    assert plain.for_prompt(Known()) is plain
+    assert plain.choose(row(1.0, -1.0, -0.2)) == ("a",)
+
+
 def test_a_prompt_router_chooses_once() -> None:
-    class Known:
-        greedy = True
-
-        def nll(self, source: str) -> float:
-            raise AssertionError("not asked for")
-
-        def routing(self) -> np.ndarray:
-            return row(0.1, 3.0, 3.0)
-
     policy = PromptRouter(("a", "b", "c")).for_prompt(Known())
     z = row(1, 2)
     assert (policy.choose(None), policy.fuse({"b": z}) is z) == (("b",), True)

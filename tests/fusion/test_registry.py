@@ -94,5 +94,8 @@ def test_another_package_adds_a_policy(tmp_path: Path, monkeypatch: pytest.Monke
 def test_gamma_can_be_part_of_the_spelling() -> None:
     assert made("fusionroute") == FusionRoute(EXPERTS, 0.5)
     assert made("fusionroute,gamma=0.25") == FusionRoute(EXPERTS, 0.25)
+    assert made("fusionroute,prior=0.5") == FusionRoute(EXPERTS, 0.5, prior=0.5)
+    with pytest.raises(UsageError, match="prior is '-1'"):
+        made("fusionroute,prior=-1")
     with pytest.raises(UsageError, match="gamma is '17'"):
         made("fusionroute,gamma=17")

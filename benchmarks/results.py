@@ -7,6 +7,7 @@ The TOML file says what is compared and where the numbers of each system are (pa
     title = "smollm2-quartet"
     shipped = "fused"                         # differences are from this system
     text = "How the numbers were made."
+    tried = "What was done about what was missed."   # may be left out
     domains = { math = "math", code = "code" }  # column of the NLL table -> the expert of that domain
 
     [[system]]
@@ -105,6 +106,8 @@ def page(results: Results) -> str:
     parts = [f"# {spec['title']}: results", spec["text"].strip(), "## NLL per answer token", _nll_table(results)]
     parts += ["## Task accuracy", _task_table(results), "## Drafts and speed", _speed_table(results)]
     parts += ["## Targets", _targets(results)]
+    if "tried" in spec:
+        parts += ["## What was tried", spec["tried"].strip()]
     return "\n\n".join(parts) + "\n"
 
 

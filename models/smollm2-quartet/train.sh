@@ -5,14 +5,14 @@
 #
 # DATA has the JSON lines that README.md names; OUT is where everything goes. Steps are taken in the order in which they
 # are given, all of them if none is. What is there is not made again, and what was cut off goes on. THREADS (2) is how
-# many threads each takes, LIMIT (30) how many items of each task are asked.
+# many threads each takes, LIMIT (25) how many items of each task are asked.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 2 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
 data=$1 out=$2
 shift 2
-all=(math code logic baseline sft fused gated routed pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
-threads=${THREADS:-2} limit=${LIMIT:-30}
+all=(math code logic baseline sft fused gated pairs sft-cdpo fused-cdpo l16 l12 nll tasks bench results)
+threads=${THREADS:-2} limit=${LIMIT:-25}
 base=$(echo "${FRCLI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/frcli}"/files/*/SmolLM2-135M-Instruct.Q4_1.gguf)
 [ -f "$base" ] || { echo "no base: run frcli models pull smollm2-quartet first" >&2; exit 1; }
 mkdir -p "$out/results"
@@ -74,7 +74,15 @@ score() { # score NAME BUNDLE OPTION... : NLL of the answers in the rows that op
   local file=$out/results/$1.json
   [ -e "$file" ] && return
   frcli eval nll "$2" --threads "$threads" "${options[@]}" "${@:3}" --force -o "$file.part"
-  mv "$file.part" "$file"
+  sed "s|$data/||g" "$file.part" > "$file.named" # where the data was does not matter
+  mv "$file.named" "$file"
+  rm "$file.part"
+}
+
+beside() { # beside ROUTER... : options for routers that share the experts
+  local name
+  routers=()
+  for name in "$@"; do routers+=(--router "$name=$out/$name.onnx"); done
 }
 
 compare() { # compare NAME BUNDLE POLICY... : accuracy on eight tasks
@@ -110,7 +118,6 @@ for step in "${@:-${all[@]}}"; do
     sft) router sft ;;
     fused) router fused --objective fused ;;
     gated) router gated --objective fused --gate ;;
-    routed) router routed --objective fused --gate --lambda 0.333 ;; # and the paper's routing loss beside it
     pairs)
       mapfile -t options < <(rows "${graded[@]}")
       [ -e "$out/pairs.jsonl" ] || frcli train pairs "$out/bundles/fused" --samples 4 --threads "$threads" -o "$out/pairs.jsonl" "${options[@]}"
@@ -121,24 +128,34 @@ for step in "${@:-${all[@]}}"; do
       router "$step" --layers "${step#l}" --start "$out/sft" --teacher "$out/sft.onnx" --epochs 2
       ;;
     nll)
-      routers=()
-      for name in sft sft-cdpo fused fused-cdpo routed l16 l12; do routers+=(--router "$name=$out/$name.onnx"); done
-      for part in tune:80:90:100:110 nll:0:25:110:140; do # tune.json: rows of its own, to choose gamma by
-        IFS=: read -r file first stop seeds end <<< "$part"
-        dev "$first" "$stop" "$seeds:$end"
-        score "$file" "$out/bundles/gated" --gammas 0,0.25,0.5,0.75,1 "${routers[@]}" --policy prompt-router --policy sum --policy packllm
-      done
+      dev 80 90 100:110 # rows of their own, to choose gamma by
+      beside sft l16 l12
+      score tune "$out/bundles/gated" --gammas 0,0.25,0.5,0.75,1 "${routers[@]}"
+      dev 75 85 100:110 # and the prior
+      for set in proofwriter folio logicaldeduction prontoqa arlsat; do options+=(--data "logic=$data/logic_${set}_dev.jsonl@130:140"); done
+      priors=(--policy prompt-router)
+      for prior in 0.1 0.25 0.5 1 2; do priors+=(--policy "fusionroute,gamma=0.25,prior=$prior"); done
+      score tune-prior "$out/bundles/sft" --gammas 0,0.25 "${priors[@]}"
+      dev 0 25 110:140
+      beside sft-cdpo fused fused-cdpo gated l16 l12
+      score nll "$out/bundles/sft" --gammas 0,0.25,1 "${routers[@]}" --policy prompt-router --policy sum --policy packllm
+      score nll-prior "$out/bundles/sft" --gammas 0.25 --policy fusionroute,gamma=0.25,prior=0.1 --policy fusionroute,gamma=0.25,prior=0.5
       score nll-baseline "$out/bundles/baseline" --policy sum
       ;;
     tasks)
-      compare quartet "$out/bundles/gated" fusionroute fusionroute,gamma=0 prompt-router expert:general expert:math expert:code expert:logic sum packllm
+      compare quartet "$out/bundles/sft" fusionroute fusionroute,gamma=0.25 fusionroute,gamma=0 prompt-router \
+        expert:general expert:math expert:code expert:logic sum packllm
+      compare prior "$out/bundles/sft" fusionroute,gamma=0.25,prior=0.1
       compare baseline "$out/bundles/baseline" expert:all sum
-      for name in sft sft-cdpo fused fused-cdpo routed l16 l12; do compare "$name" "$out/bundles/$name" fusionroute; done
+      for name in sft-cdpo fused fused-cdpo gated; do compare "$name" "$out/bundles/$name" fusionroute; done
+      for name in l16 l12; do compare "$name" "$out/bundles/$name" fusionroute,gamma=0.25; done
       ;;
     bench)
       for name in sft l16 l12; do
         [ -e "$out/results/bench-$name.json" ] && continue
-        frcli bench "$out/bundles/$name" --threads "$threads" --sequences "" --no-idle -o json > "$out/results/bench-$name.part"
+        policy=fusionroute,gamma=0.25
+        [ "$name" = sft ] && policy+=,prior=0.1
+        frcli bench "$out/bundles/$name" --policy "$policy" --threads "$threads" --sequences "" --no-idle -o json > "$out/results/bench-$name.part"
         mv "$out/results/bench-$name.part" "$out/results/bench-$name.json"
       done
       ;;

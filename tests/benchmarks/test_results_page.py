@@ -13,6 +13,7 @@ SPEC = """
 title = "two"
 shipped = "both"
 text = "Made by hand."
+tried = "Everything."
 domains = { math = "one" }
 
 [[system]]
@@ -74,3 +75,4 @@ def test_the_page_says_what_was_met_and_what_was_not(spec: Path) -> None:
     assert "A higher mean accuracy than every expert and baseline, the interval without zero: **missed**" in text
     assert "within 3 % of the domain's own expert: **met** (math -20.0%)" in text
     assert "drafts accepted: **missed** (69%)" in text
+    assert text.endswith("## What was tried\n\nEverything.\n")
